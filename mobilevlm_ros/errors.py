@@ -1,0 +1,150 @@
+"""Every error that this package raises on purpose.
+
+Each message says what was found, what was expected, and what to do about it. Errors about a question carry the result
+code that the asker gets; errors about a set-up (bundle, dependency) end a start instead.
+"""
+
+from __future__ import annotations
+
+from mobilevlm_ros.types import ResultCode
+
+__all__ = [
+    'AnswerFormatError',
+    'BadImageError',
+    'BadQuestionError',
+    'BuildError',
+    'BundleError',
+    'BundleHashError',
+    'BundleIncompleteError',
+    'BundleMissingError',
+    'BundleVersionError',
+    'BusyError',
+    'DependencyError',
+    'EngineError',
+    'InterruptedAnswerError',
+    'MobileVLMError',
+    'NoFrameError',
+    'NotActiveError',
+    'QuestionTooLongError',
+    'SettingsError',
+    'StaleFrameError',
+    'UnknownCameraError',
+]
+
+
+class MobileVLMError(Exception):
+    """Base of all errors of this package; ``code`` is what an asker is told."""
+
+    code: ResultCode = ResultCode.ENGINE_ERROR
+
+
+class SettingsError(MobileVLMError, ValueError):
+    """A parameter or a configuration value cannot be used."""
+
+
+class DependencyError(MobileVLMError, ImportError):
+    """A library that is needed here is not installed, or is of an unusable version."""
+
+
+class BuildError(MobileVLMError):
+    """A bundle cannot be built: an ingredient is missing, damaged or does not fit, or there is no room."""
+
+
+# -- bundles ------------------------------------------------------------------------------------------------------
+
+
+class BundleError(MobileVLMError):
+    """A bundle cannot be used."""
+
+
+class BundleMissingError(BundleError):
+    """There is no bundle at the given place."""
+
+
+class BundleIncompleteError(BundleError):
+    """A bundle is half-written: its description or one of its files is missing, short or malformed."""
+
+
+class BundleVersionError(BundleError):
+    """A bundle was written in a format that this version does not read."""
+
+
+class BundleHashError(BundleError):
+    """A file of a bundle is not the one that was built."""
+
+
+# -- frames -------------------------------------------------------------------------------------------------------
+
+
+class NoFrameError(MobileVLMError):
+    """No image of the camera has arrived yet."""
+
+    code = ResultCode.NO_FRAME
+
+
+class StaleFrameError(MobileVLMError):
+    """The newest image is older than the asker allows."""
+
+    code = ResultCode.STALE
+
+
+class UnknownCameraError(MobileVLMError):
+    """The camera is not configured, or none was named while there are several."""
+
+    code = ResultCode.UNKNOWN_CAMERA
+
+
+class BadImageError(MobileVLMError, ValueError):
+    """An image cannot be decoded: wrong step, size or encoding, or corrupt data."""
+
+    code = ResultCode.BAD_IMAGE
+
+
+# -- questions ----------------------------------------------------------------------------------------------------
+
+
+class BadQuestionError(MobileVLMError, ValueError):
+    """A question is empty, or holds control characters."""
+
+    code = ResultCode.BAD_QUESTION
+
+
+class QuestionTooLongError(MobileVLMError, ValueError):
+    """A prompt and the room for its answer do not fit the context of the model."""
+
+    code = ResultCode.TOO_LONG
+
+
+class AnswerFormatError(MobileVLMError, ValueError):
+    """The wanted answer format is unknown, lacks its choices, or its schema is no JSON Schema."""
+
+    code = ResultCode.BAD_FORMAT
+
+
+# -- the service --------------------------------------------------------------------------------------------------
+
+
+class BusyError(MobileVLMError):
+    """The queue of questions is full."""
+
+    code = ResultCode.BUSY
+
+
+class NotActiveError(MobileVLMError):
+    """Whoever answers is not running, or stopped while the question was open."""
+
+    code = ResultCode.NOT_ACTIVE
+
+
+class EngineError(MobileVLMError):
+    """The vision or the language engine failed."""
+
+    code = ResultCode.ENGINE_ERROR
+
+
+class InterruptedAnswerError(MobileVLMError):
+    """Work was stopped from outside; ``code`` says by whom (CANCELED, TIMEOUT or NOT_ACTIVE)."""
+
+    def __init__(self, code: ResultCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code

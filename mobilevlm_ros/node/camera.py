@@ -1,0 +1,189 @@
+"""One camera's subscription: finds the image type on the graph, keeps the newest frame, reports what goes wrong.
+
+Messages are taken serialised and stored as they are: a frame that no question asks about is never deserialised, let
+alone decoded, which keeps a 30 Hz camera at a few per cent of one core. Only the stamp is read, out of the first bytes.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rclpy.node import Node
+from rclpy.qos import (
+    DurabilityPolicy,
+    HistoryPolicy,
+    QoSProfile,
+    ReliabilityPolicy,
+    qos_policy_name_from_kind,
+)
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.serialization import deserialize_message
+from sensor_msgs.msg import CompressedImage, Image
+
+from mobilevlm_ros.errors import BadImageError
+from mobilevlm_ros.node.conversions import raw_pixels
+from mobilevlm_ros.node.parameters import CameraSettings
+from mobilevlm_ros.runtime.frames import FrameStore, PendingFrame
+from mobilevlm_ros.runtime.images import decode_compressed
+
+try:
+    from rclpy.event_handler import SubscriptionEventCallbacks
+except ImportError:  # ROS 2 Humble
+    from rclpy.qos_event import SubscriptionEventCallbacks
+
+__all__ = ['CameraInput', 'CameraNotice', 'stamp_of_serialized']
+
+_TYPES: dict[str, type[Any]] = {'raw': Image, 'compressed': CompressedImage}
+_TYPE_NAMES = {'sensor_msgs/msg/Image': 'raw', 'sensor_msgs/msg/CompressedImage': 'compressed'}
+
+
+class CameraNotice(Enum):
+    """What a camera input reports."""
+
+    CONNECTED = auto()
+    INCOMPATIBLE_QOS = auto()
+    UNSUPPORTED = auto()
+
+
+class CameraInput:
+    """See the module.
+
+    :param on_notice: told of connections and problems, once each.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        settings: CameraSettings,
+        store: FrameStore,
+        now_ns: Callable[[], int],
+        on_notice: Callable[[str, CameraNotice, str], None],
+    ) -> None:
+        self._node = node
+        self._settings = settings
+        self._store = store
+        self._now_ns = now_ns
+        self._on_notice = on_notice
+        self._subscription: Any = None
+        self._unsupported: set[str] = set()
+        self._incompatible: set[str] = set()
+        self.image_type = ''
+        self.topic = node.resolve_topic_name(settings.topic)
+
+    @property
+    def problem(self) -> str:
+        """What keeps frames from coming, as far as is known; empty if nothing."""
+        if self._incompatible:
+            return f'incompatible QoS on {self.topic}: {", ".join(sorted(self._incompatible))}'
+        if self._subscription is None and self._unsupported:
+            return f'{self.topic} has type {", ".join(sorted(self._unsupported))}, which is no image'
+        return '' if self._subscription is not None else f'nobody publishes {self.topic}'
+
+    def look(self) -> None:
+        """Look at the graph: subscribe when the type is known, or again when another type is published instead."""
+        wanted = self._settings.type
+        if wanted == 'auto':
+            types = {info.topic_type for info in self._node.get_publishers_info_by_topic(self.topic)}
+            images = {_TYPE_NAMES[name] for name in types if name in _TYPE_NAMES}
+            self._report_unsupported(types - set(_TYPE_NAMES))
+            if not images or self.image_type in images:
+                return
+            wanted = 'raw' if 'raw' in images else 'compressed'
+        elif self._subscription is not None:
+            return
+        self.close()
+        self._subscribe(wanted)
+
+    def _report_unsupported(self, types: set[str]) -> None:
+        for name in sorted(types - self._unsupported):
+            self._unsupported.add(name)
+            message = f'{self.topic} has type {name}; expected sensor_msgs/msg/Image or CompressedImage'
+            self._on_notice(self._settings.name, CameraNotice.UNSUPPORTED, message)
+
+    def _subscribe(self, image_type: str) -> None:
+        qos = QoSProfile(
+            depth=1,
+            history=HistoryPolicy.KEEP_LAST,
+            reliability=ReliabilityPolicy.BEST_EFFORT,
+            durability=DurabilityPolicy.VOLATILE,
+        )
+        decode = _decode_raw if image_type == 'raw' else _decode_compressed
+
+        def on_message(serialized: bytes) -> None:
+            pending = PendingFrame(
+                stamp_of_serialized(serialized), self._now_ns(), lambda: decode(serialized)
+            )
+            self._store.put(self._settings.name, pending)
+
+        self._incompatible.clear()
+        self._subscription = self._node.create_subscription(
+            _TYPES[image_type],
+            self._settings.topic,
+            on_message,
+            qos,
+            raw=True,
+            event_callbacks=SubscriptionEventCallbacks(
+                incompatible_qos=self._on_incompatible_qos, use_default_callbacks=False
+            ),
+            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+        )
+        self.image_type = image_type
+        self._on_notice(
+            self._settings.name, CameraNotice.CONNECTED, f'listening to {self.topic} ({image_type} images)'
+        )
+
+    def _on_incompatible_qos(self, info: Any) -> None:
+        try:
+            policy = qos_policy_name_from_kind(info.last_policy_kind)
+        except ValueError:
+            policy = str(info.last_policy_kind)
+        if policy in self._incompatible:
+            return
+        self._incompatible.add(policy)
+        message = (
+            f'{self.topic} offers an incompatible QoS: policy {policy}; no images will arrive from that publisher. '
+            f'Change the publisher, or set qos_overrides.{self.topic}.subscription.*'
+        )
+        self._on_notice(self._settings.name, CameraNotice.INCOMPATIBLE_QOS, message)
+
+    def close(self) -> None:
+        """Stop listening; may be called again."""
+        if self._subscription is not None:
+            self._node.destroy_subscription(self._subscription)
+            self._subscription = None
+            self.image_type = ''
+
+
+def stamp_of_serialized(serialized: bytes) -> int:
+    """Nanoseconds of the header's stamp, without deserialising; 0 if the message is too short to have one.
+
+    CDR: four bytes of encapsulation (the second one's lowest bit: little endian), then int32 sec, uint32 nanosec.
+    """
+    if len(serialized) < 12:
+        return 0
+    order = '<' if serialized[1] & 1 else '>'
+    sec, nanosec = struct.unpack_from(f'{order}iI', serialized, 4)
+    return int(sec) * 1_000_000_000 + int(nanosec)
+
+
+def _deserialize(serialized: bytes, message_type: type[Any]) -> Any:
+    try:
+        return deserialize_message(serialized, message_type)
+    # rclpy raises RuntimeError or its own RCLError; a text that is not UTF-8 makes a UnicodeDecodeError.
+    except (RuntimeError, ValueError, MemoryError) as error:
+        raise BadImageError(f'a camera message of {len(serialized)} bytes cannot be read: {error}') from error
+
+
+def _decode_raw(serialized: bytes) -> tuple[NDArray[np.uint8], str]:
+    image = _deserialize(serialized, Image)
+    return raw_pixels(image), image.header.frame_id
+
+
+def _decode_compressed(serialized: bytes) -> tuple[NDArray[np.uint8], str]:
+    image = _deserialize(serialized, CompressedImage)
+    return decode_compressed(image.data, image.format), image.header.frame_id

@@ -1,0 +1,1 @@
+"""Answers questions about frames. Knows neither ROS nor PyTorch nor transformers."""

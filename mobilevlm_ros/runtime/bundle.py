@@ -1,0 +1,257 @@
+"""A bundle: everything that answers questions with one model on one kind of device, in one directory.
+
+``bundle.json`` says what was built, from what, and for what; it is written last, so a directory without it is
+half-written. ``open_bundle`` refuses what does not fit before anything is loaded. The description comes from a file
+and is not trusted: it is checked against a schema, and names of files cannot leave the directory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+
+from mobilevlm_ros.errors import (
+    BundleHashError,
+    BundleIncompleteError,
+    BundleMissingError,
+    BundleVersionError,
+)
+from mobilevlm_ros.runtime.language import LanguageOptions
+from mobilevlm_ros.runtime.preprocess import PreprocessSpec
+from mobilevlm_ros.runtime.prompt import TEMPLATES, PromptTemplate
+
+__all__ = ['DESCRIPTION', 'FORMAT_VERSION', 'Bundle', 'file_entry', 'open_bundle', 'write_description']
+
+DESCRIPTION = 'bundle.json'
+FORMAT_VERSION = 1
+
+_FILE = {'type': 'string', 'pattern': r'^[A-Za-z0-9][A-Za-z0-9._-]*$'}
+_COUNT = {'type': 'integer', 'minimum': 1, 'maximum': 1 << 20}
+_THREE = {'type': 'array', 'items': {'type': 'number'}, 'minItems': 3, 'maxItems': 3}
+
+
+def _record(required: dict[str, Any], **optional: Any) -> dict[str, Any]:
+    properties = {**required, **optional}
+    return {'type': 'object', 'required': list(required), 'properties': properties, 'additionalProperties': False}
+
+
+_SCHEMA = _record(
+    {
+        'format_version': {'const': FORMAT_VERSION},
+        'name': {'type': 'string', 'minLength': 1},
+        'profile': {'type': 'string', 'minLength': 1},
+        'warning': {'type': 'string'},
+        'generator': {'type': 'string'},
+        'sources': {'type': 'array', 'items': {'type': 'string'}},
+        'vision': _record(
+            {
+                'backend': {'enum': ['onnxruntime']},
+                'precision': {'type': 'string'},
+                'file': _FILE,
+                'image_size': _COUNT,
+                'n_tokens': _COUNT,
+                'aspect': {'enum': ['pad', 'square']},
+                'mean': _THREE,
+                'std': _THREE,
+            },
+            n_threads={'type': 'integer', 'minimum': 0},
+        ),
+        'language': _record(
+            {
+                'file': _FILE,
+                'quantization': {'type': 'string'},
+                'n_ctx': {'type': 'integer', 'minimum': 64, 'maximum': 1 << 20},
+            },
+            adapter=_FILE,
+            n_batch=_COUNT,
+            n_threads={'type': 'integer', 'minimum': 0},
+            n_threads_batch={'type': 'integer', 'minimum': 0},
+            n_gpu_layers={'type': 'integer', 'minimum': -1},
+            flash_attention={'type': 'boolean'},
+            kv_type={'enum': ['f16', 'f32', 'q8_0']},
+            frame_cache={'type': 'integer', 'minimum': 0, 'maximum': 1024},
+        ),
+        'prompt': _record({'template': {'enum': sorted(TEMPLATES)}}, system={'type': 'string'}),
+        'files': {
+            'type': 'object',
+            'propertyNames': _FILE,
+            'additionalProperties': _record(
+                {
+                    'bytes': {'type': 'integer', 'minimum': 0},
+                    'sha256': {'type': 'string', 'pattern': '^[0-9a-f]{64}$'},
+                }
+            ),
+        },
+    }
+)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose description was read and whose files were checked."""
+
+    path: Path
+    description: dict[str, Any]
+    hash: str
+
+    @property
+    def name(self) -> str:
+        """The model."""
+        return str(self.description['name'])
+
+    @property
+    def profile(self) -> str:
+        """The kind of device."""
+        return str(self.description['profile'])
+
+    @property
+    def warning(self) -> str:
+        """What must be known before trusting the answers; empty if nothing."""
+        return str(self.description['warning'])
+
+    @property
+    def model_id(self) -> str:
+        """Names model, profile and content in every answer."""
+        return f'{self.name}-{self.profile}@{self.hash[:12]}'
+
+    @property
+    def vision(self) -> dict[str, Any]:
+        """The part about the vision engine."""
+        return dict(self.description['vision'])
+
+    @property
+    def language(self) -> dict[str, Any]:
+        """The part about the language engine."""
+        return dict(self.description['language'])
+
+    @property
+    def vision_path(self) -> Path:
+        """File of the vision engine."""
+        return self.path / self.vision['file']
+
+    @property
+    def language_path(self) -> Path:
+        """File of the language model."""
+        return self.path / self.language['file']
+
+    @property
+    def adapter_path(self) -> Path | None:
+        """File of the LoRA adapter, if there is one."""
+        return self.path / self.language['adapter'] if 'adapter' in self.language else None
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of all files."""
+        return sum(entry['bytes'] for entry in self.description['files'].values())
+
+    def preprocess_spec(self) -> PreprocessSpec:
+        """How the model wants its images."""
+        vision = self.vision
+        return PreprocessSpec(
+            image_size=vision['image_size'],
+            aspect=vision['aspect'],
+            mean=tuple(vision['mean']),
+            std=tuple(vision['std']),
+        )
+
+    def template(self) -> PromptTemplate:
+        """How the model reads a conversation."""
+        prompt = self.description['prompt']
+        make = TEMPLATES[prompt['template']]
+        return make(prompt['system']) if 'system' in prompt else make()
+
+    def language_options(self) -> LanguageOptions:
+        """How the language engine is set up."""
+        options = self.language
+        for other in ('file', 'adapter', 'quantization'):
+            options.pop(other, None)
+        return LanguageOptions(**options)
+
+
+def open_bundle(path: Path, *, verify_hashes: bool = True) -> Bundle:
+    """Read and check a bundle; nothing is loaded yet.
+
+    :param verify_hashes: compare every file with the hash in the description (about 1 s for each 1.5 GB).
+    :raise BundleMissingError: if there is none.
+    :raise BundleIncompleteError: if it is half-written or its description is malformed.
+    :raise BundleVersionError: if its format is another.
+    :raise BundleHashError: if a file is not the one that was built.
+    """
+    rebuild = f'Build it again: mobilevlm build MODEL --out {path}'
+    if not path.is_dir():
+        raise BundleMissingError(
+            f'there is no bundle at {path}. Build the embedded default with `mobilevlm build nano`, '
+            'or give the directory of another bundle.'
+        )
+    description_path = path / DESCRIPTION
+    if not description_path.is_file():
+        raise BundleIncompleteError(f'{path} has no {DESCRIPTION}: it is no bundle, or half-written. {rebuild}')
+    try:
+        raw = description_path.read_bytes()
+        description = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise BundleIncompleteError(f'{description_path} is not JSON ({error}). {rebuild}') from error
+    version = description.get('format_version') if isinstance(description, dict) else None
+    if version != FORMAT_VERSION and isinstance(version, int):
+        raise BundleVersionError(
+            f'{path} is a bundle of format {version}; this version of mobilevlm_ros reads format {FORMAT_VERSION}. '
+            f'{rebuild}'
+        )
+    problem = next(iter(jsonschema.Draft202012Validator(_SCHEMA).iter_errors(description)), None)
+    if problem is not None:
+        raise BundleIncompleteError(f'{description_path}: {problem.message} at {problem.json_path}. {rebuild}')
+    _check_files(path, description, verify_hashes, rebuild)
+    return Bundle(path, description, hashlib.sha256(raw).hexdigest())
+
+
+def _check_files(path: Path, description: dict[str, Any], verify_hashes: bool, rebuild: str) -> None:
+    files: dict[str, dict[str, Any]] = description['files']
+    named = [description['vision']['file'], description['language']['file']]
+    named += [description['language']['adapter']] if 'adapter' in description['language'] else []
+    for name in named:
+        if name not in files:
+            raise BundleIncompleteError(f'{path / DESCRIPTION} names {name} but does not list it. {rebuild}')
+    for name, entry in files.items():
+        file = path / name
+        if not file.is_file():
+            raise BundleIncompleteError(f'{file} is missing: the bundle is half-written. {rebuild}')
+        size = file.stat().st_size
+        if size != entry['bytes']:
+            raise BundleIncompleteError(f'{file} has {size} bytes, expected {entry["bytes"]}. {rebuild}')
+    if verify_hashes:
+        for name, entry in files.items():
+            digest = _sha256(path / name)
+            if digest != entry['sha256']:
+                raise BundleHashError(
+                    f'{path / name} has SHA-256 {digest[:12]}…, expected {entry["sha256"][:12]}…: '
+                    f'it is not the file that was built. {rebuild}'
+                )
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open('rb') as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def file_entry(path: Path) -> dict[str, Any]:
+    """The entry of one file in ``files``."""
+    return {'bytes': path.stat().st_size, 'sha256': _sha256(path)}
+
+
+def write_description(path: Path, description: dict[str, Any]) -> None:
+    """Make a directory of finished files a bundle.
+
+    :raise jsonschema.ValidationError: if the description is not one; a mistake of the builder.
+    """
+    jsonschema.validate(description, _SCHEMA)
+    temporary = path / f'.{DESCRIPTION}.partial'
+    temporary.write_text(json.dumps(description, indent=2, sort_keys=True) + '\n')
+    temporary.replace(path / DESCRIPTION)

@@ -1,0 +1,135 @@
+"""The native library behind the llama.cpp engine: loading it, its log, and its grammars.
+
+The only other place than ``llamacpp.py`` that knows llama-cpp-python. The library is imported when it is first needed,
+so that the rest of the package works, and says what is missing, without it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import weakref
+from collections import deque
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mobilevlm_ros.errors import AnswerFormatError, DependencyError
+
+__all__ = ['TESTED_VERSION', 'LlamaGrammarSampler', 'json_schema_to_gbnf', 'last_log_lines', 'load_library']
+
+TESTED_VERSION = '0.3.36'
+
+_logger = logging.getLogger('mobilevlm_ros.llama_cpp')
+# enum ggml_log_level
+_LOG_WARN, _LOG_ERROR = 2, 3
+_log_tail: deque[str] = deque(maxlen=4)
+_NEEDED = ('llama_set_adapters_lora', 'llama_state_seq_set_data', 'llama_memory_seq_rm', 'llama_vocab_eot')
+
+
+@lru_cache(maxsize=1)
+def load_library() -> Any:
+    """The module ``llama_cpp.llama_cpp``, with its log sent to Python's logging.
+
+    :raise DependencyError: if llama-cpp-python is missing, does not load, or lacks functions that are used here.
+    """
+    # OpenMP's threads spin at every barrier by default. With one other busy process that made a prompt of 64 tokens
+    # take 3.5 s instead of 0.6 s on two cores; a robot is never without busy neighbours. Read when OpenMP is loaded.
+    os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
+    try:
+        import llama_cpp
+        import llama_cpp.llama_cpp as lib
+    except (ImportError, OSError, RuntimeError) as error:
+        raise DependencyError(
+            f'llama-cpp-python cannot be loaded ({error}). '
+            f'Install it with: pip install llama-cpp-python=={TESTED_VERSION}'
+        ) from error
+    missing = [name for name in _NEEDED if not hasattr(lib, name)]
+    if missing:
+        raise DependencyError(
+            f'llama-cpp-python {llama_cpp.__version__} lacks {", ".join(missing)}. '
+            f'Install the version this was tested with: pip install llama-cpp-python=={TESTED_VERSION}'
+        )
+    if llama_cpp.__version__ != TESTED_VERSION:
+        _logger.warning('llama-cpp-python %s found, %s was tested', llama_cpp.__version__, TESTED_VERSION)
+    lib.llama_log_set(_native_log_callback(lib), None)
+    lib.llama_backend_init()
+    return lib
+
+
+@lru_cache(maxsize=1)
+def _native_log_callback(lib: Any) -> Any:
+    """The callback object; cached for the life of the process because llama.cpp keeps its address."""
+
+    def on_log(level: int, text: bytes, _: Any) -> None:
+        line = text.decode(errors='replace').strip()
+        if not line or line == '.':
+            return
+        if level in (_LOG_WARN, _LOG_ERROR):
+            _log_tail.append(line)
+        _logger.debug('%s', line)
+
+    return lib.llama_log_callback(on_log)
+
+
+def last_log_lines() -> str:
+    """The last warnings and errors that llama.cpp logged, for an error message."""
+    return '; '.join(_log_tail) or 'llama.cpp gave no reason'
+
+
+def json_schema_to_gbnf(schema: str) -> str:
+    """llama.cpp's grammar notation for the JSON texts that ``schema`` describes.
+
+    :raise AnswerFormatError: if the schema uses what cannot be turned into a grammar.
+    """
+    load_library()
+    from llama_cpp.llama_grammar import json_schema_to_gbnf as convert
+
+    try:
+        return str(convert(schema))
+    except Exception as error:  # the converter asserts and indexes its way through; whatever it raises, it is the schema
+        raise AnswerFormatError(f'the JSON schema cannot be turned into a grammar ({error}): simplify it') from error
+
+
+class LlamaGrammarSampler:
+    """A grammar in llama.cpp's GBNF, applied to logits.
+
+    :raise AnswerFormatError: if the grammar does not parse.
+    """
+
+    def __init__(self, lib: Any, vocab: Any, gbnf: str) -> None:
+        self._lib = lib
+        sampler = lib.llama_sampler_init_grammar(vocab, gbnf.encode(), b'root')
+        if not sampler:
+            raise AnswerFormatError(f'llama.cpp cannot use this grammar ({last_log_lines()}): simplify the schema')
+        self._sampler = sampler
+        self._finalizer = weakref.finalize(self, lib.llama_sampler_free, sampler)
+
+    def allows(self, token: int) -> bool:
+        """Whether ``token`` may come next."""
+        return bool(np.isfinite(self._apply(np.array([token], dtype=np.int32), np.zeros(1, dtype=np.float32)))[0])
+
+    def masked(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """A copy of ``logits [n_vocab]`` with forbidden tokens at minus infinity."""
+        return self._apply(np.arange(len(logits), dtype=np.int32), logits)
+
+    def _apply(self, ids: NDArray[np.int32], logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        # The layout of llama_token_data: int32 id, float32 logit, float32 p.
+        data = np.zeros(len(ids), dtype=[('id', np.int32), ('logit', np.float32), ('p', np.float32)])
+        data['id'], data['logit'] = ids, logits
+        array = self._lib.llama_token_data_array(
+            data=data.ctypes.data_as(self._lib.llama_token_data_p), size=len(ids), selected=-1, sorted=False
+        )
+        self._lib.llama_sampler_apply(self._sampler, ctypes.byref(array))
+        return data['logit'].copy()
+
+    def accept(self, token: int) -> None:
+        """Move on by ``token``."""
+        self._lib.llama_sampler_accept(self._sampler, token)
+
+    def close(self) -> None:
+        """Free the native grammar; may be called again."""
+        self._finalizer()
