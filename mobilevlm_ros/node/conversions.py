@@ -13,7 +13,7 @@ from mobilevlm_ros.errors import AnswerFormatError, BadImageError, BadQuestionEr
 from mobilevlm_ros.runtime.images import decode_compressed, to_rgb
 from mobilevlm_ros.types import Answer, AnswerFormat, Frame, Question, Timing
 
-__all__ = ['answer_msg', 'fill_result', 'question_from', 'request_frame', 'stamp_msg', 'stamp_ns', 'unchecked_question']
+__all__ = ['answer_msg', 'fill_result', 'printable', 'question_from', 'request_frame', 'stamp_msg', 'stamp_ns', 'unchecked_question']
 
 REQUEST_CAMERA = 'request'
 
@@ -99,13 +99,13 @@ def _timing_msg(timing: Timing) -> TimingMsg:
 def answer_msg(answer: Answer) -> AnswerMsg:
     """The message of an answer."""
     message = AnswerMsg(
-        camera=answer.camera,
+        camera=printable(answer.camera),
         age_s=answer.age_s,
-        question_id=answer.question.id,
-        question=_printable(answer.question.text),
+        question_id=printable(answer.question.id),
+        question=printable(answer.question.text),
         result_code=int(answer.result_code),
-        message=answer.message,
-        text=answer.text,
+        message=printable(answer.message),
+        text=printable(answer.text),
         format=int(answer.question.format),
         truncated=answer.truncated,
         confidence=answer.confidence,
@@ -121,7 +121,7 @@ def answer_msg(answer: Answer) -> AnswerMsg:
     return message
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Text that every DDS vendor and tool can carry: no NUL, which ends strings, and no lone surrogates."""
     return text.replace('\0', '\ufffd').encode(errors='replace').decode()
 
@@ -129,6 +129,6 @@ def _printable(text: str) -> str:
 def fill_result(result: Any, answer: Answer) -> Any:
     """Fill a service response or an action result."""
     result.success = answer.success
-    result.answer = answer.text
     result.detail = answer_msg(answer)
+    result.answer = result.detail.text
     return result

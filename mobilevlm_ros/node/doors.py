@@ -25,6 +25,7 @@ from mobilevlm_ros.errors import MobileVLMError, StaleFrameError
 from mobilevlm_ros.node.conversions import (
     answer_msg,
     fill_result,
+    printable,
     question_from,
     request_frame,
     unchecked_question,
@@ -32,6 +33,7 @@ from mobilevlm_ros.node.conversions import (
 from mobilevlm_ros.node.parameters import NodeSettings
 from mobilevlm_ros.runtime.assistant import Progress
 from mobilevlm_ros.runtime.cancel import CancelToken
+from mobilevlm_ros.runtime.formats import prepare
 from mobilevlm_ros.runtime.frames import FrameStore
 from mobilevlm_ros.runtime.worker import Job, refusal
 from mobilevlm_ros.types import Answer, Frame, Question, ResultCode
@@ -102,7 +104,7 @@ class Doors:
         cancel = self._cancels.setdefault(key, CancelToken())
 
         def on_progress(progress: Progress) -> None:
-            feedback = AskImageAction.Feedback(stage=progress.stage, text=progress.text)
+            feedback = AskImageAction.Feedback(stage=progress.stage, text=printable(progress.text))
             goal_handle.publish_feedback(feedback)
 
         goal_handle.publish_feedback(AskImageAction.Feedback(stage='queued'))
@@ -162,6 +164,7 @@ class Doors:
         try:
             settings = self._settings()
             question = question_from(request, question_id, settings.deadline_s)
+            prepare(question)  # what cannot be asked is refused here, without a place in the queue
             job = Job(
                 question,
                 take_frame=lambda: self._take_frame(request, question, settings.max_frame_age_s),

@@ -1,0 +1,224 @@
+"""Tiny models in the real file formats, made in the test run: a LLaMA in GGUF, a CLIP with LDPv2 in ONNX, a bundle.
+
+Weights are random but seeded. The end token's row of the output matrix is zero, so that a greedy answer never ends by
+itself: tests of cancelling and of token limits need one that goes on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mobilevlm_ros.build.vision_graph import VisionShape, vision_graph
+from mobilevlm_ros.runtime.bundle import FORMAT_VERSION, file_entry, write_description
+from mobilevlm_ros.runtime.preprocess import CLIP_MEAN, CLIP_STD
+
+Weights = dict[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class TinyLlama:
+    """Sizes of the tiny language model."""
+
+    n_embd: int = 64
+    n_layers: int = 2
+    n_heads: int = 4
+    n_ff: int = 128
+    n_ctx: int = 2048
+    rope_base: float = 10000.0
+    norm_eps: float = 1e-6
+
+
+WORDS = ['yes', 'no', 'red', 'blue', 'green', 'car', 'truck', 'the', 'a', 'is', 'what', 'table']
+TINY_VISION = VisionShape(
+    image_size=32, patch_size=8, width=32, n_heads=4, n_blocks=2, mlp_width=64, n_embd=TinyLlama.n_embd
+)
+
+
+def vocabulary() -> tuple[list[bytes], list[float], list[int]]:
+    """A SentencePiece vocabulary: controls, bytes, and words with every prefix that merging needs."""
+    normal, unknown, control, byte = 1, 2, 3, 6
+    pieces: list[tuple[str, float, int]] = [('<unk>', 0.0, unknown), ('<s>', 0.0, control), ('</s>', 0.0, control)]
+    pieces += [(f'<0x{value:02X}>', 0.0, byte) for value in range(256)]
+    seen = set()
+    for word in WORDS:
+        for spelling in (f'▁{word}', f'▁{word.capitalize()}', word):
+            for end in range(1, len(spelling) + 1):
+                if spelling[:end] not in seen:
+                    seen.add(spelling[:end])
+                    # Longer pieces merge first, as in a trained vocabulary.
+                    pieces.append((spelling[:end], float(end) - 100.0, normal))
+    for character in 'abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:?!{}[]"\'-▁':
+        if character not in seen:
+            seen.add(character)
+            pieces.append((character, -200.0, normal))
+    return [p.encode() for p, _, _ in pieces], [s for _, s, _ in pieces], [t for _, _, t in pieces]
+
+
+def llama_weights(sizes: TinyLlama, n_vocab: int, seed: int = 0) -> Weights:
+    """Random weights under Hugging Face's names, matrices ``[out, in]``."""
+    random = np.random.default_rng(seed)
+
+    def matrix(n_out: int, n_in: int, scale: float = 1.0) -> NDArray[np.float32]:
+        return (random.normal(0.0, scale / np.sqrt(n_in), (n_out, n_in))).astype(np.float32)
+
+    d, f = sizes.n_embd, sizes.n_ff
+    weights: Weights = {'model.embed_tokens.weight': matrix(n_vocab, d, np.sqrt(d))}
+    for i in range(sizes.n_layers):
+        root = f'model.layers.{i}'
+        for name in ('q_proj', 'k_proj', 'v_proj', 'o_proj'):
+            weights[f'{root}.self_attn.{name}.weight'] = matrix(d, d, 2.0)
+        weights[f'{root}.mlp.gate_proj.weight'] = matrix(f, d, 2.0)
+        weights[f'{root}.mlp.up_proj.weight'] = matrix(f, d, 2.0)
+        weights[f'{root}.mlp.down_proj.weight'] = matrix(d, f, 2.0)
+        weights[f'{root}.input_layernorm.weight'] = random.uniform(0.5, 1.5, d).astype(np.float32)
+        weights[f'{root}.post_attention_layernorm.weight'] = random.uniform(0.5, 1.5, d).astype(np.float32)
+    weights['model.norm.weight'] = random.uniform(0.5, 1.5, d).astype(np.float32)
+    weights['lm_head.weight'] = matrix(n_vocab, d, 3.0)
+    weights['lm_head.weight'][:3] = 0.0
+    return weights
+
+
+_GGUF_NAMES = {
+    'self_attn.q_proj': 'attn_q',
+    'self_attn.k_proj': 'attn_k',
+    'self_attn.v_proj': 'attn_v',
+    'self_attn.o_proj': 'attn_output',
+    'mlp.gate_proj': 'ffn_gate',
+    'mlp.up_proj': 'ffn_up',
+    'mlp.down_proj': 'ffn_down',
+    'input_layernorm': 'attn_norm',
+    'post_attention_layernorm': 'ffn_norm',
+}
+
+
+def _permuted(matrix: NDArray[np.float32], n_heads: int) -> NDArray[np.float32]:
+    """Rows of q and k in llama.cpp's rope order."""
+    n_out, n_in = matrix.shape
+    return matrix.reshape(n_heads, 2, n_out // n_heads // 2, n_in).swapaxes(1, 2).reshape(n_out, n_in)
+
+
+def write_gguf(path: Path, sizes: TinyLlama | None = None, seed: int = 0) -> Weights:
+    """Write the tiny language model in float32; returns its weights under Hugging Face's names."""
+    import gguf
+
+    sizes = sizes or TinyLlama()
+    tokens, scores, types = vocabulary()
+    weights = llama_weights(sizes, len(tokens), seed)
+    writer = gguf.GGUFWriter(path, 'llama')
+    writer.add_name('tiny')
+    writer.add_vocab_size(len(tokens))
+    writer.add_context_length(sizes.n_ctx)
+    writer.add_embedding_length(sizes.n_embd)
+    writer.add_block_count(sizes.n_layers)
+    writer.add_feed_forward_length(sizes.n_ff)
+    writer.add_head_count(sizes.n_heads)
+    writer.add_head_count_kv(sizes.n_heads)
+    writer.add_layer_norm_rms_eps(sizes.norm_eps)
+    writer.add_rope_freq_base(sizes.rope_base)
+    writer.add_rope_dimension_count(sizes.n_embd // sizes.n_heads)
+    writer.add_file_type(0)
+    writer.add_tokenizer_model('llama')
+    writer.add_token_list(tokens)
+    writer.add_token_scores(scores)
+    writer.add_token_types(types)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_add_bos_token(True)
+    writer.add_add_eos_token(False)
+    writer.add_tensor('token_embd.weight', weights['model.embed_tokens.weight'])
+    writer.add_tensor('output_norm.weight', weights['model.norm.weight'])
+    writer.add_tensor('output.weight', weights['lm_head.weight'])
+    for i in range(sizes.n_layers):
+        for name, gguf_name in _GGUF_NAMES.items():
+            tensor = weights[f'model.layers.{i}.{name}.weight']
+            if gguf_name in ('attn_q', 'attn_k'):
+                tensor = np.ascontiguousarray(_permuted(tensor, sizes.n_heads))
+            writer.add_tensor(f'blk.{i}.{gguf_name}.weight', tensor)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return weights
+
+
+def vision_weights(shape: VisionShape = TINY_VISION, seed: int = 0) -> Weights:
+    """Random weights of a tower with one block more than runs, and of a projector."""
+    random = np.random.default_rng(seed)
+    w, d = shape.width, shape.n_embd
+
+    def normal(*size: int, scale: float = 0.2) -> NDArray[np.float32]:
+        return random.normal(0.0, scale, size).astype(np.float32)
+
+    root = 'vision_model'
+    weights: Weights = {
+        f'{root}.embeddings.class_embedding': normal(w),
+        f'{root}.embeddings.patch_embedding.weight': normal(w, 3, shape.patch_size, shape.patch_size),
+        f'{root}.embeddings.position_embedding.weight': normal(shape.grid**2 + 1, w),
+    }
+    norms = [f'{root}.pre_layrnorm', f'{root}.post_layernorm']
+    for i in range(shape.n_blocks + 1):
+        block = f'{root}.encoder.layers.{i}'
+        norms += [f'{block}.layer_norm1', f'{block}.layer_norm2']
+        for name, n_out, n_in in (
+            *((f'self_attn.{p}_proj', w, w) for p in ('q', 'k', 'v', 'out')),
+            ('mlp.fc1', shape.mlp_width, w),
+            ('mlp.fc2', w, shape.mlp_width),
+        ):
+            weights[f'{block}.{name}.weight'] = normal(n_out, n_in)
+            weights[f'{block}.{name}.bias'] = normal(n_out)
+    for norm in norms:
+        weights[f'{norm}.weight'] = 1.0 + normal(w)
+        weights[f'{norm}.bias'] = normal(w)
+    projector = 'model.mm_projector'
+    weights[f'{projector}.mlp.mlp.0.weight'], weights[f'{projector}.mlp.mlp.0.bias'] = normal(d, w), normal(d)
+    weights[f'{projector}.mlp.mlp.2.weight'], weights[f'{projector}.mlp.mlp.2.bias'] = normal(d, d), normal(d)
+    weights[f'{projector}.peg.peg.0.weight'], weights[f'{projector}.peg.peg.0.bias'] = normal(d, 1, 3, 3), normal(d)
+    return weights
+
+
+def write_vision(path: Path, shape: VisionShape = TINY_VISION, seed: int = 0) -> None:
+    """Write the tiny vision engine."""
+    path.write_bytes(vision_graph(vision_weights(shape, seed), shape).SerializeToString())
+
+
+def write_bundle(path: Path, **language: Any) -> Path:
+    """Write a whole tiny bundle; ``language`` adds to its part about the language model."""
+    path.mkdir(parents=True)
+    write_vision(path / 'vision.onnx')
+    write_gguf(path / 'language.gguf')
+    description = {
+        'format_version': FORMAT_VERSION,
+        'name': 'tiny',
+        'profile': 'cpu',
+        'warning': 'random weights: the answers mean nothing',
+        'generator': 'tests',
+        'sources': [],
+        'vision': {
+            'backend': 'onnxruntime',
+            'precision': 'fp32',
+            'file': 'vision.onnx',
+            'image_size': TINY_VISION.image_size,
+            'n_tokens': TINY_VISION.n_tokens,
+            'aspect': 'pad',
+            'mean': list(CLIP_MEAN),
+            'std': list(CLIP_STD),
+            'n_threads': 1,
+        },
+        'language': {
+            'file': 'language.gguf',
+            'quantization': 'F32',
+            'n_ctx': 2048,
+            'n_threads': 1,
+            'n_threads_batch': 1,
+            **language,
+        },
+        'prompt': {'template': 'v1'},
+        'files': {name: file_entry(path / name) for name in ('vision.onnx', 'language.gguf')},
+    }
+    write_description(path, description)
+    return path
