@@ -1,4 +1,5 @@
 """Shows a set-up as one calm line per step: a moving line on a terminal, sparse lines elsewhere."""
+
 from __future__ import annotations
 
 import shutil
@@ -6,7 +7,7 @@ import sys
 import time
 from typing import TextIO
 
-QUIET_BEAT_S = 20.0      # between progress lines where the output is no terminal
+QUIET_BEAT_S = 20.0  # between progress lines where the output is no terminal
 SPINNER = '|/-\\'
 
 

@@ -1,4 +1,5 @@
 """What can stop a set-up. Every message says what was found, what was expected and what to run."""
+
 from __future__ import annotations
 
 
@@ -19,11 +20,17 @@ class CommandFailed(SetupError):
 
 HINTS = (
     ('No space left on device', 'free some disk space (3 GB are needed) and run again'),
-    ('ensurepip is not', "this Python lacks its venv part: install it (on Debian and Ubuntu 'python3-venv') "
-                         'or choose another interpreter with make venv PYTHON=...'),
+    (
+        'ensurepip is not',
+        "this Python lacks its venv part: install it (on Debian and Ubuntu 'python3-venv') "
+        'or choose another interpreter with make venv PYTHON=...',
+    ),
     ('Python.h', 'this Python lacks its C headers: choose another interpreter with make venv PYTHON=...'),
-    ('No matching distribution', 'the package index has no such version for this Python: '
-                                 'check PIP_INDEX_URL, or choose Python 3.11 with make venv PYTHON=...'),
+    (
+        'No matching distribution',
+        'the package index has no such version for this Python: '
+        'check PIP_INDEX_URL, or choose Python 3.11 with make venv PYTHON=...',
+    ),
     ('Connection', 'check the network and the proxy settings (HTTPS_PROXY, PIP_INDEX_URL) and run again'),
     ('name resolution', 'check the network and the proxy settings (HTTPS_PROXY, PIP_INDEX_URL) and run again'),
     ('timed out', 'the network is slow: run again, what was downloaded is kept'),

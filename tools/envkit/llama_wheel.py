@@ -3,6 +3,7 @@
 The compiler may use every instruction of this CPU (GGML_NATIVE), so such a wheel dies with 'illegal
 instruction' on a lesser one. The cache key therefore names the CPU's instruction sets.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -10,7 +11,6 @@ import fcntl
 import hashlib
 import json
 import os
-from pathlib import Path
 import platform
 import re
 import shlex
@@ -18,7 +18,8 @@ import shutil
 import tarfile
 import tempfile
 import time
-from typing import Iterator
+from collections.abc import Iterator
+from pathlib import Path
 
 from .console import Step
 from .errors import SetupError
@@ -27,10 +28,11 @@ from .process import clean_environment, ninja_progress, pip_progress, run
 CMAKE_FLAGS = ('-DGGML_NATIVE=ON', '-DLLAVA_BUILD=OFF')
 INSTRUCTION_SETS = re.compile(
     r'^(sse|ssse|pni$|avx|fma|f16c|bmi|abm|movbe|popcnt|amx|aes|vaes|gfni|vpclmul|pclmul|sha|adx|xsave'
-    r'|asimd|sve|i8mm|bf16|fp)')
+    r'|asimd|sve|i8mm|bf16|fp)'
+)
 VOCAB = 'ggml-vocab-llama-spm.gguf'
 VOCAB_SHA256 = '16c3724582d59aa8bf84711894e833f916ee46a31d80e21312759c48bf8d0e69'
-LEFTOVER_S = 24 * 3600     # an unfinished build of a killed run is removed after a day
+LEFTOVER_S = 24 * 3600  # an unfinished build of a killed run is removed after a day
 LEAN = Path(__file__).with_name('lean.cmake')
 
 
@@ -45,8 +47,7 @@ def requirement(path: Path) -> tuple[str, str]:
     text = path.read_text(encoding='utf-8')
     match = re.search(r'^llama-cpp-python==(\S+) --hash=sha256:([0-9a-f]{64})$', text, re.MULTILINE)
     if not match:
-        raise SetupError(f'found no pin in {path}\n'
-                         'expected: llama-cpp-python==VERSION --hash=sha256:DIGEST')
+        raise SetupError(f'found no pin in {path}\nexpected: llama-cpp-python==VERSION --hash=sha256:DIGEST')
     return match[1], match[2]
 
 
@@ -76,8 +77,7 @@ def wheel_key(version: str, arguments: list[str], flags: list[str], machine: str
 
 def current_key(version: str) -> str:
     """Return the key for this machine and environment."""
-    return wheel_key(version, cmake_arguments(), cpu_flags(), platform.machine(),
-                     '-'.join(platform.libc_ver()))
+    return wheel_key(version, cmake_arguments(), cpu_flags(), platform.machine(), '-'.join(platform.libc_ver()))
 
 
 def cached_wheel(folder: Path) -> Path | None:
@@ -116,8 +116,25 @@ def provide(python: Path, pin: Path, step: Step, log: Path) -> Path:
 
 def _download(python: Path, pin: Path, sha256: str, work: Path, step: Step, log: Path) -> Path:
     step.detail = 'downloading the source, 77 MB'
-    run([str(python), '-m', 'pip', 'download', '--no-deps', '--no-binary', 'llama-cpp-python',
-         '--require-hashes', '-r', str(pin), '-d', str(work)], step, log, pip_progress)
+    run(
+        [
+            str(python),
+            '-m',
+            'pip',
+            'download',
+            '--no-deps',
+            '--no-binary',
+            'llama-cpp-python',
+            '--require-hashes',
+            '-r',
+            str(pin),
+            '-d',
+            str(work),
+        ],
+        step,
+        log,
+        pip_progress,
+    )
     sources = list(work.glob('*.tar.gz'))
     if len(sources) != 1:
         raise SetupError(f'found {len(sources)} source archives after the download, expected one')
@@ -132,8 +149,11 @@ def _keep_vocab(source: Path) -> None:
     folder = cache_folder() / 'vocab'
     folder.mkdir(parents=True, exist_ok=True)
     with tarfile.open(source) as archive:
-        found = {Path(member.name).name: member for member in archive
-                 if member.isfile() and Path(member.name).name.startswith(VOCAB)}
+        found = {
+            Path(member.name).name: member
+            for member in archive
+            if member.isfile() and Path(member.name).name.startswith(VOCAB)
+        }
         # The vocabulary comes last: where it is, the vectors are.
         for name in (f'{VOCAB}.inp', f'{VOCAB}.out', VOCAB):
             stream = archive.extractfile(found[name]) if name in found else None
@@ -153,14 +173,28 @@ def _build(python: Path, source: Path, work: Path, folder: Path, step: Step, log
     shutil.copyfile(LEAN, lean)
     arguments = [f'-DCMAKE_PROJECT_llama_cpp_INCLUDE={lean}', *cmake_arguments()]
     out = work / 'out'
-    env = clean_environment(CMAKE_ARGS=shlex.join(arguments), CMAKE_BUILD_PARALLEL_LEVEL=cores,
-                            TMPDIR=str(work))
+    env = clean_environment(CMAKE_ARGS=shlex.join(arguments), CMAKE_BUILD_PARALLEL_LEVEL=cores, TMPDIR=str(work))
     step.detail = f'preparing to compile on {cores} cores'
-    run([str(python), '-m', 'pip', 'wheel', '--verbose', '--no-deps', '--no-cache-dir',
-         str(source), '-w', str(out)], step, log, ninja_progress, env)
-    (out / 'built-for.json').write_text(json.dumps({
-        'cmake_args': cmake_arguments(), 'cpu_flags': cpu_flags(), 'machine': platform.machine(),
-        'libc': platform.libc_ver()}, indent=1) + '\n', encoding='utf-8')
+    run(
+        [str(python), '-m', 'pip', 'wheel', '--verbose', '--no-deps', '--no-cache-dir', str(source), '-w', str(out)],
+        step,
+        log,
+        ninja_progress,
+        env,
+    )
+    (out / 'built-for.json').write_text(
+        json.dumps(
+            {
+                'cmake_args': cmake_arguments(),
+                'cpu_flags': cpu_flags(),
+                'machine': platform.machine(),
+                'libc': platform.libc_ver(),
+            },
+            indent=1,
+        )
+        + '\n',
+        encoding='utf-8',
+    )
     out.rename(folder)
 
 

@@ -1,11 +1,11 @@
 """The steps of the set-up, in order."""
+
 from __future__ import annotations
 
 import argparse
 import contextlib
 import fcntl
 import os
-from pathlib import Path
 import platform
 import shutil
 import signal
@@ -13,20 +13,21 @@ import subprocess
 import sys
 import sysconfig
 import time
-from typing import Callable, Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from . import llama_wheel, messages
-from .console import elapsed, Step
-from .errors import CommandFailed, hint_for, SetupError
+from .console import Step, elapsed
+from .errors import CommandFailed, SetupError, hint_for
 from .process import clean_environment, pip_progress, run
-from .stamps import fingerprint, Stamp, tree
+from .stamps import Stamp, fingerprint, tree
 
 ROOT = Path(__file__).resolve().parents[2]
 VENV = ROOT / '.venv'
 LOG = VENV / 'setup.log'
 REQUIREMENTS = ROOT / 'requirements'
 NEEDED_BYTES = 3 << 30
-DATA = ('launch', 'config', 'engines', 'models', 'resource')
+DATA = ('launch', 'config', 'engines', 'models')
 
 Work = Callable[[Step], None]
 
@@ -41,8 +42,7 @@ class Plan:
         self._chain = ''
         self.done = 0
 
-    def step(self, name: str, title: str, inputs: str, work: Work, chained: bool = True,
-             missing: bool = False) -> None:
+    def step(self, name: str, title: str, inputs: str, work: Work, chained: bool = True, missing: bool = False) -> None:
         """Do one step if its stamp is stale or something it makes is missing.
 
         A chained step, when its inputs change, makes those after it due.
@@ -75,19 +75,26 @@ def check_machine() -> None:
             'expected: Linux on x86_64 with glibc, the only platform with ROS 2 wheels\n'
             'run:      install ROS 2 (Humble or newer) and llama-cpp-python and onnxruntime with pip, then\n'
             '          source /opt/ros/<distro>/setup.bash\n'
-            '          colcon build --base-paths . mobilevlm_msgs')
-    missing = [name for name, choices in (('a C compiler', (os.environ.get('CC', 'cc'), 'gcc', 'clang')),
-                                          ('a C++ compiler', (os.environ.get('CXX', 'c++'), 'g++', 'clang++')))
-               if not any(shutil.which(choice.split()[0]) for choice in choices)]
+            '          colcon build --base-paths . mobilevlm_msgs'
+        )
+    missing = [
+        name
+        for name, choices in (
+            ('a C compiler', (os.environ.get('CC', 'cc'), 'gcc', 'clang')),
+            ('a C++ compiler', (os.environ.get('CXX', 'c++'), 'g++', 'clang++')),
+        )
+        if not any(shutil.which(choice.split()[0]) for choice in choices)
+    ]
     header = Path(sysconfig.get_paths()['include']) / 'Python.h'
     if not header.is_file():
         missing.append(f"Python's C headers ({header})")
     if missing:
         raise SetupError(
-            f'found:    no {" and no ".join(missing)}\n'
-            'expected: both compilers and the headers, to build llama.cpp and the ROS messages\n'
+            f'missing:  {", ".join(missing)}\n'
+            'expected: compilers and headers, to build llama.cpp and the ROS messages\n'
             'run:      install them (on Debian and Ubuntu: build-essential python3-dev), or choose an '
-            'interpreter\n          that brings its headers: make venv PYTHON=/path/to/python3.11')
+            'interpreter\n          that brings its headers: make venv PYTHON=/path/to/python3.11'
+        )
 
 
 def make_venv(step: Step) -> None:
@@ -97,13 +104,16 @@ def make_venv(step: Step) -> None:
     if (VENV / 'pyvenv.cfg').is_file() and venv_version(python) == wanted:
         return
     if VENV.exists() and not (VENV / 'pyvenv.cfg').exists() and any(VENV.iterdir()):
-        raise SetupError(f'found:    {VENV}, which is no virtual environment\n'
-                         'expected: no such folder, or an environment of an earlier set-up\n'
-                         'run:      move it away')
+        raise SetupError(
+            f'found:    {VENV}, which is no virtual environment\n'
+            'expected: no such folder, or an environment of an earlier set-up\n'
+            'run:      move it away'
+        )
     free = shutil.disk_usage(ROOT).free
     if free < NEEDED_BYTES:
-        raise SetupError(f'found:    {free / 2**30:.1f} GB free at {ROOT}\nexpected: 3 GB\n'
-                         'run:      free some disk space')
+        raise SetupError(
+            f'found:    {free / 2**30:.1f} GB free at {ROOT}\nexpected: 3 GB\nrun:      free some disk space'
+        )
     if VENV.exists():
         shutil.rmtree(VENV)
     VENV.mkdir()
@@ -114,16 +124,19 @@ def venv_version(python: Path) -> str:
     """Return 'major.minor' of an interpreter, or '' if it does not run."""
     code = 'import sys; print("%d.%d" % sys.version_info[:2]); import pip'
     try:
-        return subprocess.run([str(python), '-c', code], capture_output=True, text=True, check=True,
-                              env=clean_environment(), timeout=60).stdout.strip()
+        return subprocess.run(
+            [str(python), '-c', code], capture_output=True, text=True, check=True, env=clean_environment(), timeout=60
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ''
 
 
 def pip_install(*arguments: str) -> Work:
     """Return work that installs with the environment's pip."""
+
     def work(step: Step) -> None:
         run([str(VENV / 'bin' / 'python'), '-m', 'pip', 'install', *arguments], step, LOG, pip_progress)
+
     return work
 
 
@@ -146,12 +159,30 @@ def install_llama(step: Step) -> None:
         raise SetupError(
             f'found:    a wheel that does not run on this CPU (exit status {error.returncode}): {wheel}\n'
             'expected: import llama_cpp works\n'
-            f'run:      rm -r {wheel.parent}   and then again what you just ran') from error
+            f'run:      rm -r {wheel.parent}   and then again what you just ran'
+        ) from error
 
 
 def install_package(step: Step) -> None:
-    """Install this package in editable form."""
+    """Install this package in editable form, its shared files and executables as links.
+
+    pip leaves data files out of editable installs; with the links the environment is what ROS tools
+    expect of a package (get_package_share_directory, ros2 run, ros2 launch).
+    """
     pip_install('--no-deps', '--no-build-isolation', '-e', str(ROOT))(step)
+    for name in ('package.xml', *DATA):
+        link(VENV / 'share' / 'mobilevlm_ros' / name, ROOT / name)
+    link(VENV / 'share/ament_index/resource_index/packages/mobilevlm_ros', ROOT / 'resource/mobilevlm_ros')
+    for name in ('vqa_node', 'mobilevlm'):
+        link(VENV / 'lib' / 'mobilevlm_ros' / name, VENV / 'bin' / name)
+
+
+def link(path: Path, target: Path) -> None:
+    """Make `path` a link to `target`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_symlink():
+        path.unlink()
+    path.symlink_to(target)
 
 
 def set_up(with_dev: bool, force: bool) -> None:
@@ -167,20 +198,24 @@ def set_up(with_dev: bool, force: bool) -> None:
     pinned = llama_wheel.requirement(REQUIREMENTS / 'llama.txt')[0]
     key = llama_wheel.current_key(pinned)
     cached = llama_wheel.cached_wheel(llama_wheel.cache_folder() / 'wheels' / key)
-    title = 'llama.cpp, compiled for this CPU earlier' if cached else \
-        'llama.cpp, compiled for this CPU (once, 3 to 8 minutes)'
+    title = (
+        'llama.cpp, compiled for this CPU earlier'
+        if cached
+        else 'llama.cpp, compiled for this CPU (once, 3 to 8 minutes)'
+    )
     plan.step('llama', title, key, install_llama, chained=False, missing=not llama_wheel.vocab_complete())
-    plan.step('messages', 'messages of mobilevlm_msgs',
-              fingerprint(ROOT, tree(ROOT / 'mobilevlm_msgs'), Path(messages.__file__).read_text()),
-              lambda step: messages.install(ROOT / 'mobilevlm_msgs', ROOT / 'build' / 'msgs', VENV, step, LOG),
-              chained=False)
-    described = [ROOT / name for name in ('setup.py', 'setup.cfg', 'pyproject.toml', 'package.xml')]
-    described += [path for name in DATA for path in tree(ROOT / name)]
-    plan.step('package', 'mobilevlm_ros itself, editable', fingerprint(ROOT, described), install_package,
-              chained=False)
+    plan.step(
+        'messages',
+        'messages of mobilevlm_msgs',
+        fingerprint(ROOT, tree(ROOT / 'mobilevlm_msgs'), Path(messages.__file__).read_text()),
+        lambda step: messages.install(ROOT / 'mobilevlm_msgs', ROOT / 'build' / 'msgs', VENV, step, LOG),
+        chained=False,
+    )
+    described = [ROOT / name for name in ('setup.py', 'setup.cfg', 'package.xml')]
+    described += [*REQUIREMENTS.glob('*.txt'), Path(__file__)]
+    plan.step('package', 'mobilevlm_ros itself, editable', fingerprint(ROOT, described), install_package, chained=False)
     if with_dev:
-        plan.step('dev', 'packages for tests and lint (torch and transformers as references)',
-                  *requirements('dev'))
+        plan.step('dev', 'packages for tests and lint (torch and transformers as references)', *requirements('dev'))
     if plan.done:
         print(f'  ready in {elapsed(time.monotonic() - start)}; log in {LOG.relative_to(ROOT)}')
 
@@ -208,8 +243,9 @@ def alone() -> Iterator[None]:
 def main(arguments: list[str]) -> int:
     """Set up; explain a failure."""
     parser = argparse.ArgumentParser(prog='setup_env.py', description='Make or refresh .venv.')
-    parser.add_argument('--with', dest='extras', action='append', choices=['dev'], default=[],
-                        help='dev: also what tests and lint need')
+    parser.add_argument(
+        '--with', dest='extras', action='append', choices=['dev'], default=[], help='dev: also what tests and lint need'
+    )
     parser.add_argument('--force', action='store_true', help='do every step again')
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -220,8 +256,11 @@ def main(arguments: list[str]) -> int:
         print(f'\nThe last lines of {LOG}:', file=sys.stderr)
         for line in error.tail:
             print(f'  | {line}', file=sys.stderr)
-        print(f'\nfound:    {Path(error.command[0]).name} ended with status {error.returncode}\n'
-              f'run:      {hint_for(error.tail)}', file=sys.stderr)
+        print(
+            f'\nfound:    {Path(error.command[0]).name} ended with status {error.returncode}\n'
+            f'run:      {hint_for(error.tail)}',
+            file=sys.stderr,
+        )
         return 1
     except SetupError as error:
         print(f'\n{error}', file=sys.stderr)

@@ -1,10 +1,11 @@
 """Generates and installs mobilevlm_msgs into the environment, as a ROS installation would."""
+
 from __future__ import annotations
 
-from pathlib import Path
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 from .console import Step
 from .process import clean_environment, ninja_progress, run
@@ -29,10 +30,10 @@ def rewrite_include_paths(share: Path, python_include: str, numpy_include: str) 
 
 def include_paths(python: Path) -> tuple[str, str]:
     """Return the include folders of an environment's Python and NumPy."""
-    code = ('import sysconfig, numpy; '
-            'print(sysconfig.get_paths()["include"]); print(numpy.get_include())')
-    output = subprocess.run([str(python), '-c', code], check=True, capture_output=True, text=True,
-                            env=clean_environment()).stdout.splitlines()
+    code = 'import sysconfig, numpy; print(sysconfig.get_paths()["include"]); print(numpy.get_include())'
+    output = subprocess.run(
+        [str(python), '-c', code], check=True, capture_output=True, text=True, env=clean_environment()
+    ).stdout.splitlines()
     return output[0], output[1]
 
 
@@ -47,8 +48,7 @@ def install(source: Path, build: Path, venv: Path, step: Step, log: Path) -> Non
     """Build and install; what an earlier build installed is removed first."""
     python = venv / 'bin' / 'python'
     if tools(venv) is None:
-        run([str(python), '-m', 'pip', 'install', '-r',
-             str(source.parent / 'requirements' / 'cmake.txt')], step, log)
+        run([str(python), '-m', 'pip', 'install', '-r', str(source.parent / 'requirements' / 'cmake.txt')], step, log)
     found = tools(venv)
     assert found is not None
     cmake, ninja = found
@@ -57,9 +57,26 @@ def install(source: Path, build: Path, venv: Path, step: Step, log: Path) -> Non
     shutil.rmtree(build, ignore_errors=True)
     env = clean_environment(AMENT_PREFIX_PATH=str(venv), CMAKE_PREFIX_PATH=str(venv))
     step.detail = 'configuring'
-    run([cmake, '-G', 'Ninja', '-S', str(source), '-B', str(build), f'-DCMAKE_MAKE_PROGRAM={ninja}',
-         f'-DCMAKE_INSTALL_PREFIX={venv}', f'-DPython3_EXECUTABLE={python}',
-         '-DCMAKE_BUILD_TYPE=Release', '-DBUILD_TESTING=OFF'], step, log, None, env)
+    run(
+        [
+            cmake,
+            '-G',
+            'Ninja',
+            '-S',
+            str(source),
+            '-B',
+            str(build),
+            f'-DCMAKE_MAKE_PROGRAM={ninja}',
+            f'-DCMAKE_INSTALL_PREFIX={venv}',
+            f'-DPython3_EXECUTABLE={python}',
+            '-DCMAKE_BUILD_TYPE=Release',
+            '-DBUILD_TESTING=OFF',
+        ],
+        step,
+        log,
+        None,
+        env,
+    )
     run([cmake, '--build', str(build)], step, log, ninja_progress, env)
     run([cmake, '--install', str(build)], step, log, None, env)
 

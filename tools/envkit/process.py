@@ -1,23 +1,32 @@
 """Runs the commands of a step: output to the log, progress to the console, nothing left running."""
+
 from __future__ import annotations
 
-from collections import deque
 import os
-from pathlib import Path
 import queue
 import re
 import signal
 import subprocess
 import threading
-from typing import Callable
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
 
 from .console import Step
 from .errors import CommandFailed
 
 TAIL_LINES = 20
 # A sourced ROS or an activated environment must not leak into this one.
-FOREIGN = ('PYTHONPATH', 'PYTHONHOME', 'VIRTUAL_ENV', 'AMENT_PREFIX_PATH', 'CMAKE_PREFIX_PATH',
-           'COLCON_PREFIX_PATH', 'PIP_REQUIRE_VIRTUALENV', '_ROS_WHEELS_BOOTSTRAP_COMPLETE')
+FOREIGN = (
+    'PYTHONPATH',
+    'PYTHONHOME',
+    'VIRTUAL_ENV',
+    'AMENT_PREFIX_PATH',
+    'CMAKE_PREFIX_PATH',
+    'COLCON_PREFIX_PATH',
+    'PIP_REQUIRE_VIRTUALENV',
+    '_ROS_WHEELS_BOOTSTRAP_COMPLETE',
+)
 
 Progress = Callable[[str], 'str | None']
 
@@ -29,8 +38,13 @@ def clean_environment(**extra: str) -> dict[str, str]:
     kept = [path for path in paths if path and '/opt/ros/' not in path]
     if kept:
         env['LD_LIBRARY_PATH'] = os.pathsep.join(kept)
-    env.update(PYTHONUNBUFFERED='1', PIP_DISABLE_PIP_VERSION_CHECK='1', PIP_NO_INPUT='1',
-               PIP_PROGRESS_BAR='off', PIP_NO_COLOR='1')
+    env.update(
+        PYTHONUNBUFFERED='1',
+        PIP_DISABLE_PIP_VERSION_CHECK='1',
+        PIP_NO_INPUT='1',
+        PIP_PROGRESS_BAR='off',
+        PIP_NO_COLOR='1',
+    )
     env.update(extra)
     return env
 
@@ -58,8 +72,14 @@ def ninja_progress(line: str) -> str | None:
     return f'{match[1]} % compiled' if match else None
 
 
-def run(command: list[str], step: Step, log: Path, progress: Progress | None = None,
-        env: dict[str, str] | None = None, cwd: Path | None = None) -> None:
+def run(
+    command: list[str],
+    step: Step,
+    log: Path,
+    progress: Progress | None = None,
+    env: dict[str, str] | None = None,
+    cwd: Path | None = None,
+) -> None:
     """Run a command to its end; raise CommandFailed if it fails.
 
     An interrupt ends the command and all that it started before it is passed on.
@@ -70,9 +90,16 @@ def run(command: list[str], step: Step, log: Path, progress: Progress | None = N
         logfile.write(f'\n$ {" ".join(command)}\n')
         logfile.flush()
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, errors='replace', env=env or clean_environment(), cwd=cwd,
-            start_new_session=True)
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors='replace',
+            env=env or clean_environment(),
+            cwd=cwd,
+            start_new_session=True,
+        )
         reader = threading.Thread(target=_read, args=(process, lines), daemon=True)
         reader.start()
         try:

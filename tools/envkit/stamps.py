@@ -1,10 +1,11 @@
 """Remembers which inputs a step was done with, so that an unchanged step is skipped."""
+
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Iterable
 
 
 def fingerprint(root: Path, files: Iterable[Path], *values: object) -> str:
