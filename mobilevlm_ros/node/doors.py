@@ -189,7 +189,8 @@ class Doors:
                 # The asker chose this image; only a limit that came with it can refuse it.
                 limit_s = question.max_frame_age_s
                 if limit_s is not None and frame.age_s > limit_s:
-                    raise StaleFrameError(f'the image of the request is {frame.age_s:.3f} s old, its limit is {limit_s}')
+                    message = f'the image of the request is {frame.age_s:.3f} s old, its limit is {limit_s:.3f} s'
+                    raise StaleFrameError(message, frame)
                 return frame
         return self._frames().take(question.camera, question.max_frame_age_s or default_max_age_s)
 

@@ -236,8 +236,11 @@ class VqaNode(LifecycleNode):
             (self._lost.add if is_lost else self._lost.discard)(status.camera)
 
     def _on_notice(self, camera: str, notice: CameraNotice, message: str) -> None:
-        log = self.get_logger().info if notice is CameraNotice.CONNECTED else self.get_logger().error
-        log(f'camera {camera}: {message}')
+        # Two calls: rclpy remembers the severity of each place that logs, and refuses another.
+        if notice is CameraNotice.CONNECTED:
+            self.get_logger().info(f'camera {camera}: {message}')
+        else:
+            self.get_logger().error(f'camera {camera}: {message}')
         self._event(_NOTICES[notice], message, camera=camera)
 
     def _on_time_jump(self, jump: Any) -> None:
