@@ -23,6 +23,11 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 MAX_SIDE = 16384
 """Longest side that is accepted, in pixels; padding a longer image to a square could exhaust the memory."""
+MAX_SQUARE_RATIO = 64
+"""Longest shape that is cropped: resizing the short side of a longer one could exhaust the memory, too."""
+
+# The image processor scales in float64, then rounds.
+_SCALED = (np.arange(256) * (1 / 255)).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -58,11 +63,16 @@ def preprocess(rgb_hwc: NDArray[np.uint8], spec: PreprocessSpec) -> NDArray[np.f
         raise BadImageError(f'expected at most {MAX_SIDE} pixels a side; found {rgb_hwc.shape[1]}x{rgb_hwc.shape[0]}')
     if spec.aspect == 'pad':
         rgb_hwc = _pad_to_square(rgb_hwc, spec.pad_rgb)
+    elif max(rgb_hwc.shape[:2]) > MAX_SQUARE_RATIO * min(rgb_hwc.shape[:2]):
+        raise BadImageError(
+            f'cropping a square out of {rgb_hwc.shape[1]}x{rgb_hwc.shape[0]} pixels would leave less than '
+            f'1/{MAX_SQUARE_RATIO} of the image'
+        )
     image = _resize_shortest_edge(Image.fromarray(rgb_hwc), spec.image_size)
     left, top = (image.width - spec.image_size) // 2, (image.height - spec.image_size) // 2
     image = image.crop((left, top, left + spec.image_size, top + spec.image_size))
-    # In float32 throughout, in this order, as the CLIP image processor computes it.
-    scaled = np.asarray(image, dtype=np.float32) * np.float32(1 / 255)
+    # In this order and precision, as the CLIP image processor computes it.
+    scaled = _SCALED[np.asarray(image)]
     normalised = (scaled - np.asarray(spec.mean, np.float32)) / np.asarray(spec.std, np.float32)
     return np.ascontiguousarray(normalised.transpose(2, 0, 1)[None])
 
