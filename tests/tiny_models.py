@@ -39,8 +39,14 @@ TINY_VISION = VisionShape(
 )
 
 
-def vocabulary() -> tuple[list[bytes], list[float], list[int]]:
-    """A SentencePiece vocabulary: controls, bytes, and words with every prefix that merging needs."""
+Vocabulary = tuple[list[bytes], list[float], list[int]]
+
+
+def vocabulary(controls: tuple[str, ...] = ()) -> Vocabulary:
+    """Texts, scores and types of a SentencePiece vocabulary.
+
+    Controls (``controls`` besides the usual three), bytes, and words with every prefix that merging needs.
+    """
     normal, unknown, control, byte = 1, 2, 3, 6
     pieces: list[tuple[str, float, int]] = [('<unk>', 0.0, unknown), ('<s>', 0.0, control), ('</s>', 0.0, control)]
     pieces += [(f'<0x{value:02X}>', 0.0, byte) for value in range(256)]
@@ -56,6 +62,7 @@ def vocabulary() -> tuple[list[bytes], list[float], list[int]]:
         if character not in seen:
             seen.add(character)
             pieces.append((character, -200.0, normal))
+    pieces += [(name, 0.0, control) for name in controls]
     return [p.encode() for p, _, _ in pieces], [s for _, s, _ in pieces], [t for _, _, t in pieces]
 
 
@@ -102,12 +109,12 @@ def _permuted(matrix: NDArray[np.float32], n_heads: int) -> NDArray[np.float32]:
     return matrix.reshape(n_heads, 2, n_out // n_heads // 2, n_in).swapaxes(1, 2).reshape(n_out, n_in)
 
 
-def write_gguf(path: Path, sizes: TinyLlama | None = None, seed: int = 0) -> Weights:
+def write_gguf(path: Path, sizes: TinyLlama | None = None, seed: int = 0, vocab: Vocabulary | None = None) -> Weights:
     """Write the tiny language model in float32; returns its weights under Hugging Face's names."""
     import gguf
 
     sizes = sizes or TinyLlama()
-    tokens, scores, types = vocabulary()
+    tokens, scores, types = vocab or vocabulary()
     weights = llama_weights(sizes, len(tokens), seed)
     writer = gguf.GGUFWriter(path, 'llama')
     writer.add_name('tiny')

@@ -135,7 +135,9 @@ def check_question(text: str) -> str:
     if not stripped:
         raise BadQuestionError('the question is empty: send some text, for example "What is on the table?"')
     if len(stripped) > MAX_QUESTION_CHARACTERS:
-        raise BadQuestionError(f'the question has {len(stripped)} characters; at most {MAX_QUESTION_CHARACTERS} are read')
+        raise BadQuestionError(
+            f'the question has {len(stripped)} characters; at most {MAX_QUESTION_CHARACTERS} are read'
+        )
     for index, character in enumerate(stripped):
         bad_control = (ord(character) < 32 or 0x7F <= ord(character) < 0xA0) and character not in _ALLOWED_CONTROLS
         if bad_control or 0xD800 <= ord(character) < 0xE000:
