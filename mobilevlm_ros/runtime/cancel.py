@@ -82,8 +82,9 @@ class CancelToken:
         if at_s is None:
             yield
             return
-        remaining_s = at_s - time.monotonic()
-        if remaining_s <= 0:
+        # Longer waits than a thread can be told of are as good as none.
+        remaining_s = min(at_s - time.monotonic(), threading.TIMEOUT_MAX)
+        if not remaining_s > 0:
             self.set(ResultCode.TIMEOUT, 'the deadline passed')
             yield
             return
