@@ -42,6 +42,8 @@ class SamplingSettings:
             raise SettingsError(f'top_p must be above 0 and at most 1, found {self.top_p}')
         if not 0.0 <= self.min_p < 1.0:
             raise SettingsError(f'min_p must be at least 0 and below 1, found {self.min_p}')
+        if self.seed < 0:
+            raise SettingsError(f'seed must not be negative, found {self.seed}')
 
 
 def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
