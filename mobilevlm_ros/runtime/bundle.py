@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+from jsonschema.validators import extend
 
 from mobilevlm_ros.errors import (
     BundleHashError,
@@ -30,9 +31,13 @@ __all__ = ['DESCRIPTION', 'FORMAT_VERSION', 'Bundle', 'file_entry', 'open_bundle
 DESCRIPTION = 'bundle.json'
 FORMAT_VERSION = 1
 
-_FILE = {'type': 'string', 'pattern': r'^[A-Za-z0-9][A-Za-z0-9._-]*$'}
+_FILE = {'type': 'string', 'maxLength': 128, 'pattern': r'^[A-Za-z0-9][A-Za-z0-9._-]*\Z'}
 _COUNT = {'type': 'integer', 'minimum': 1, 'maximum': 1 << 20}
-_THREE = {'type': 'array', 'items': {'type': 'number'}, 'minItems': 3, 'maxItems': 3}
+_THREADS = {'type': 'integer', 'minimum': 0, 'maximum': 1024}
+
+
+def _three(**limits: Any) -> dict[str, Any]:
+    return {'type': 'array', 'items': {'type': 'number', **limits}, 'minItems': 3, 'maxItems': 3}
 
 
 def _record(required: dict[str, Any], **optional: Any) -> dict[str, Any]:
@@ -56,10 +61,10 @@ _SCHEMA = _record(
                 'image_size': _COUNT,
                 'n_tokens': _COUNT,
                 'aspect': {'enum': ['pad', 'square']},
-                'mean': _THREE,
-                'std': _THREE,
+                'mean': _three(minimum=0, maximum=1),
+                'std': _three(exclusiveMinimum=0, maximum=1),
             },
-            n_threads={'type': 'integer', 'minimum': 0},
+            n_threads=_THREADS,
         ),
         'language': _record(
             {
@@ -69,9 +74,9 @@ _SCHEMA = _record(
             },
             adapter=_FILE,
             n_batch=_COUNT,
-            n_threads={'type': 'integer', 'minimum': 0},
-            n_threads_batch={'type': 'integer', 'minimum': 0},
-            n_gpu_layers={'type': 'integer', 'minimum': -1},
+            n_threads=_THREADS,
+            n_threads_batch=_THREADS,
+            n_gpu_layers={'type': 'integer', 'minimum': -1, 'maximum': 1024},
             flash_attention={'type': 'boolean'},
             kv_type={'enum': ['f16', 'f32', 'q8_0']},
             frame_cache={'type': 'integer', 'minimum': 0, 'maximum': 1024},
@@ -83,11 +88,20 @@ _SCHEMA = _record(
             'additionalProperties': _record(
                 {
                     'bytes': {'type': 'integer', 'minimum': 0},
-                    'sha256': {'type': 'string', 'pattern': '^[0-9a-f]{64}$'},
+                    'sha256': {'type': 'string', 'pattern': r'^[0-9a-f]{64}\Z'},
                 }
             ),
         },
     }
+)
+
+
+# To JSON Schema 224.0 is an integer; to the engines it is not.
+_Validator = extend(
+    jsonschema.Draft202012Validator,
+    type_checker=jsonschema.Draft202012Validator.TYPE_CHECKER.redefine(
+        'integer', lambda _, value: isinstance(value, int) and not isinstance(value, bool)
+    ),
 )
 
 
@@ -193,7 +207,9 @@ def open_bundle(path: Path, *, verify_hashes: bool = True) -> Bundle:
         raise BundleIncompleteError(f'{path} has no {DESCRIPTION}: it is no bundle, or half-written. {rebuild}')
     try:
         raw = description_path.read_bytes()
-        description = json.loads(raw)
+        description = json.loads(raw, parse_constant=_refuse_constant)
+    except OSError as error:
+        raise BundleIncompleteError(f'{description_path} cannot be read ({error.strerror}). {rebuild}') from error
     except (ValueError, RecursionError) as error:
         raise BundleIncompleteError(f'{description_path} is not JSON ({error}). {rebuild}') from error
     version = description.get('format_version') if isinstance(description, dict) else None
@@ -202,11 +218,15 @@ def open_bundle(path: Path, *, verify_hashes: bool = True) -> Bundle:
             f'{path} is a bundle of format {version}; this version of mobilevlm_ros reads format {FORMAT_VERSION}. '
             f'{rebuild}'
         )
-    problem = next(iter(jsonschema.Draft202012Validator(_SCHEMA).iter_errors(description)), None)
+    problem = next(iter(_Validator(_SCHEMA).iter_errors(description)), None)
     if problem is not None:
         raise BundleIncompleteError(f'{description_path}: {problem.message} at {problem.json_path}. {rebuild}')
     _check_files(path, description, verify_hashes, rebuild)
     return Bundle(path, description, hashlib.sha256(raw).hexdigest())
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f'{name} is no number of JSON')
 
 
 def _check_files(path: Path, description: dict[str, Any], verify_hashes: bool, rebuild: str) -> None:
@@ -251,7 +271,7 @@ def write_description(path: Path, description: dict[str, Any]) -> None:
 
     :raise jsonschema.ValidationError: if the description is not one; a mistake of the builder.
     """
-    jsonschema.validate(description, _SCHEMA)
+    _Validator(_SCHEMA).validate(description)
     temporary = path / f'.{DESCRIPTION}.partial'
     temporary.write_text(json.dumps(description, indent=2, sort_keys=True) + '\n')
     temporary.replace(path / DESCRIPTION)
