@@ -248,7 +248,8 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument('--force', action='store_true', help='do every step again')
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for sign in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(sign, signal.default_int_handler)
     try:
         with alone():
             set_up('dev' in options.extras, options.force)
