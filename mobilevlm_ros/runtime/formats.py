@@ -6,11 +6,14 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
 import jsonschema
 from jsonschema.validators import extend
+from referencing import Registry
+from referencing.exceptions import Unresolvable
 
 from mobilevlm_ros.errors import AnswerFormatError
 from mobilevlm_ros.runtime.prompt import CHOICE_SUFFIX, SHORT_SUFFIX, check_question
@@ -23,8 +26,13 @@ MAX_CHOICES = 64
 MAX_CHOICE_CHARACTERS = 200
 MAX_SCHEMA_CHARACTERS = 16384
 
+MAX_REPETITIONS = 1000
+MAX_PATTERN_CHARACTERS = 200
+"""More of either can make llama.cpp's grammars take minutes, or crash the process, and nothing can interrupt them."""
+_COUNTS = ('minItems', 'maxItems', 'minLength', 'maxLength')
+
 # The grammar enforces patterns already; Python's backtracking matcher on a pattern from outside could hang.
-_AnswerValidator = extend(jsonschema.Draft202012Validator, {'pattern': None, 'patternProperties': None})
+_AnswerValidator = extend(jsonschema.Draft202012Validator, {'pattern': lambda *_: ()})
 
 
 @dataclass(frozen=True)
@@ -88,8 +96,10 @@ def _check_schema(text: str) -> str:
         if not isinstance(schema, dict):
             raise AnswerFormatError(f'a JSON schema is an object, found {type(schema).__name__}')
         jsonschema.Draft202012Validator.check_schema(schema)
-        _refuse_remote_references(schema)
-    except json.JSONDecodeError as error:
+        _refuse_dangerous(schema)
+    except AnswerFormatError:
+        raise
+    except ValueError as error:
         raise AnswerFormatError(f'json_schema is not JSON: {error}') from error
     except jsonschema.SchemaError as error:
         raise AnswerFormatError(f'json_schema is no JSON Schema: {error.message} at {error.json_path}') from error
@@ -98,23 +108,48 @@ def _check_schema(text: str) -> str:
     return text
 
 
-def _refuse_remote_references(node: Any) -> None:
-    if isinstance(node, dict):
-        reference = node.get('$ref')
-        if isinstance(reference, str) and not reference.startswith('#'):
-            raise AnswerFormatError(f'json_schema refers to {reference!r}: only references within it (#/...) are read')
-        for value in node.values():
-            _refuse_remote_references(value)
-    elif isinstance(node, list):
+def _refuse_dangerous(node: Any) -> None:
+    """References that would be fetched from elsewhere, and small texts that make huge grammars."""
+    if isinstance(node, list):
         for value in node:
-            _refuse_remote_references(value)
+            _refuse_dangerous(value)
+    if not isinstance(node, dict):
+        return
+    for key, value in node.items():
+        if key in ('$ref', '$dynamicRef') and isinstance(value, str) and not value.startswith('#'):
+            raise AnswerFormatError(f'json_schema refers to {value!r}: only references within it (#/...) are read')
+        if key in _COUNTS and isinstance(value, (int, float)) and value > MAX_REPETITIONS:
+            raise AnswerFormatError(f'json_schema has {key} {value}; at most {MAX_REPETITIONS} can be kept to')
+        if key == 'patternProperties':
+            raise AnswerFormatError(
+                'json_schema uses patternProperties, which no grammar keeps to: name the properties'
+            )
+        if key == 'pattern' and isinstance(value, str):
+            _check_pattern(value)
+        _refuse_dangerous(value)
+
+
+def _check_pattern(pattern: str) -> None:
+    if len(pattern) > MAX_PATTERN_CHARACTERS:
+        raise AnswerFormatError(
+            f'a pattern in json_schema has {len(pattern)} characters; at most {MAX_PATTERN_CHARACTERS} are read'
+        )
+    # Repetitions may be nested, so that their numbers multiply; no need to know whether they are.
+    size = len(pattern) if '(' in pattern else 1
+    for braces in re.findall(r'\{([0-9, ]*)\}', pattern):
+        size *= max((int(number) for number in re.findall('[0-9]+', braces)), default=1)
+    if size > MAX_REPETITIONS:
+        raise AnswerFormatError(f'the pattern {pattern!r} in json_schema repeats too much: use smaller numbers in {{}}')
 
 
 def parse_json_answer(text: str, schema: str) -> str | None:
     """What is wrong with an answer, or None if it is JSON that satisfies the schema."""
     try:
         value = json.loads(text)
+        validator = _AnswerValidator(json.loads(schema), registry=Registry())
+        error = next(iter(validator.iter_errors(value)), None)
     except json.JSONDecodeError as error:
         return f'the answer is not complete JSON ({error}): raise max_tokens, or simplify the schema'
-    error = next(iter(_AnswerValidator(json.loads(schema)).iter_errors(value)), None)
+    except (ValueError, ArithmeticError, RecursionError, Unresolvable) as error:
+        return f'the answer cannot be checked against the schema ({error})'
     return None if error is None else f'the answer does not satisfy the schema: {error.message} at {error.json_path}'

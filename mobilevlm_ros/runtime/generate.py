@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mobilevlm_ros.errors import InterruptedAnswerError, QuestionTooLongError
+from mobilevlm_ros.errors import AnswerFormatError, InterruptedAnswerError, QuestionTooLongError
 from mobilevlm_ros.runtime.cancel import CancelToken
 from mobilevlm_ros.runtime.language import Grammar, LanguageEngine
 from mobilevlm_ros.runtime.sampling import Sampler, log_softmax
@@ -50,6 +50,7 @@ def generate(
     """Continue what the engine holds.
 
     :param on_text: called with all text so far whenever it grew.
+    :raise AnswerFormatError: if ``grammar`` asks for what the vocabulary cannot spell.
     """
     text = _TextBuffer(stop_texts)
     probabilities: list[float] = []
@@ -92,7 +93,10 @@ def _choose(logits: NDArray[np.float32], sampler: Sampler, grammar: Grammar | No
         return token
     # Most free choices obey the grammar already, and asking about one token is far cheaper than about all.
     if not grammar.allows(token):
-        token = sampler.choose(grammar.masked(logits))
+        masked = grammar.masked(logits)
+        if not np.isfinite(masked).any():
+            raise AnswerFormatError('the vocabulary of the model cannot spell what the JSON schema asks for: change it')
+        token = sampler.choose(masked)
     grammar.accept(token)
     return token
 
@@ -133,7 +137,5 @@ class _TextBuffer:
         return 0
 
     def finish(self) -> str:
-        """All text; a held-back beginning of a stop text that never came is part of it."""
-        if not self.stopped:
-            self._text += self._decoder.decode(b'', final=True)
+        """All text, with a held-back beginning of a stop text that never came, without a character cut in half."""
         return self._text.strip()

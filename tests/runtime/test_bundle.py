@@ -132,7 +132,7 @@ def test_a_description_that_cannot_be_read(bundle_copy: Path, monkeypatch: pytes
 
     monkeypatch.setattr(Path, 'read_bytes', refuse)
 
-    with pytest.raises(BundleIncompleteError, match='cannot be read .*Permission denied'):
+    with pytest.raises(BundleIncompleteError, match=r'cannot be read .*Permission denied'):
         open_bundle(bundle_copy)
 
 
@@ -204,7 +204,7 @@ def test_a_file_name_cannot_leave_the_directory(bundle_copy: Path, name: str) ->
     edit(bundle_copy, put('language', 'file', value=name))
     edit(bundle_copy, put('files', name, value={'bytes': 1, 'sha256': '0' * 64}))
 
-    with pytest.raises(BundleIncompleteError, match='does not match|is too long'):
+    with pytest.raises(BundleIncompleteError, match=r'does not match|is too long'):
         open_bundle(bundle_copy)
 
 
@@ -321,8 +321,8 @@ def test_any_description_at_all_is_refused(fuzzed: Path, raw: bytes) -> None:
 
 PLACES = [
     ('format_version',), ('name',), ('sources',), ('vision',), ('vision', 'file'), ('vision', 'mean'),
-    ('vision', 'image_size'), ('language',), ('language', 'n_ctx'), ('language', 'adapter'), ('language', 'frame_cache'),
-    ('prompt',), ('prompt', 'system'), ('files',), ('files', 'vision.onnx'), ('files', 'vision.onnx', 'bytes'),
+    ('vision', 'image_size'), ('language',), ('language', 'n_ctx'), ('language', 'adapter'),
+    ('language', 'frame_cache'), ('prompt',), ('prompt', 'system'), ('files',), ('files', 'vision.onnx'), ('files', 'vision.onnx', 'bytes'),
 ]  # fmt: skip
 
 

@@ -79,10 +79,10 @@ def test_yuv422_in_both_orders(encoding: str, first_luma: bool) -> None:
 
 @pytest.mark.parametrize('encoding', ['nv12', 'nv21'])
 def test_semi_planar_yuv(encoding: str) -> None:
-    luma = [[YUV_RED[0]] * 2 + [YUV_BLUE[0]] * 2] * 2
+    luma = [YUV_RED[0], YUV_RED[0], YUV_BLUE[0], YUV_BLUE[0]] * 2
     u_first = encoding == 'nv12'
     chroma = [value for _, u, v in (YUV_RED, YUV_BLUE) for value in ((u, v) if u_first else (v, u))]
-    data = bytes(sum(luma, []) + chroma)
+    data = bytes(luma + chroma)
 
     pixels = to_rgb(data, encoding=encoding, height=2, width=4, step=4)
 

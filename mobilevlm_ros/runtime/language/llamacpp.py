@@ -28,6 +28,7 @@ from mobilevlm_ros.runtime.language.interface import (
 )
 from mobilevlm_ros.runtime.language.llamacpp_library import (
     LlamaGrammarSampler,
+    forget_log_lines,
     json_schema_to_gbnf,
     last_log_lines,
     load_library,
@@ -52,7 +53,9 @@ class LlamaCppEngine:
     """
 
     def __init__(self, model_path: Path, options: LanguageOptions, adapter_path: Path | None = None) -> None:
+        self._lib: Any
         self._lib = lib = load_library()
+        forget_log_lines()
         self._options = options
         self._cache = PrefixCache(options.frame_cache)
         self._n_past = 0
@@ -252,6 +255,7 @@ class LlamaCppEngine:
         """Free model and context; may be called again."""
         self._cache.clear()
         self._stack.close()
+        self._lib = _ClosedLibrary()
 
     def _decode_tokens(self, tokens: Sequence[int], *, want_logits: bool, cancel: CancelToken) -> None:
         ids = np.asarray(tokens, dtype=np.int32)
@@ -318,6 +322,13 @@ class LlamaCppEngine:
             self._cache.truncate(0)
             self._lib.llama_memory_clear(self._memory, True)
         return bool(read)
+
+
+class _ClosedLibrary:
+    """Stands in for the library of a closed engine: an error instead of a crash on freed memory."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise EngineError('the language engine is closed')
 
 
 def _load_message(what: str, path: Path | None) -> str:

@@ -19,13 +19,20 @@ from numpy.typing import NDArray
 
 from mobilevlm_ros.errors import AnswerFormatError, DependencyError
 
-__all__ = ['TESTED_VERSION', 'LlamaGrammarSampler', 'json_schema_to_gbnf', 'last_log_lines', 'load_library']
+__all__ = [
+    'TESTED_VERSION',
+    'LlamaGrammarSampler',
+    'forget_log_lines',
+    'json_schema_to_gbnf',
+    'last_log_lines',
+    'load_library',
+]
 
 TESTED_VERSION = '0.3.36'
 
 _logger = logging.getLogger('mobilevlm_ros.llama_cpp')
-# enum ggml_log_level
-_LOG_WARN, _LOG_ERROR = 2, 3
+# enum ggml_log_level in ggml.h; the numbers in llama-cpp-python's own logger are those of an older llama.cpp.
+_LOG_WARN, _LOG_ERROR = 3, 4
 _log_tail: deque[str] = deque(maxlen=4)
 _NEEDED = ('llama_set_adapters_lora', 'llama_state_seq_set_data', 'llama_memory_seq_rm', 'llama_vocab_eot')
 
@@ -80,6 +87,11 @@ def last_log_lines() -> str:
     return '; '.join(_log_tail) or 'llama.cpp gave no reason'
 
 
+def forget_log_lines() -> None:
+    """Before something is tried, so that an error message does not tell of what was tried earlier."""
+    _log_tail.clear()
+
+
 def json_schema_to_gbnf(schema: str) -> str:
     """llama.cpp's grammar notation for the JSON texts that ``schema`` describes.
 
@@ -89,8 +101,10 @@ def json_schema_to_gbnf(schema: str) -> str:
     from llama_cpp.llama_grammar import json_schema_to_gbnf as convert
 
     try:
-        return str(convert(schema))
-    except Exception as error:  # the converter asserts and indexes its way through; whatever it raises, it is the schema
+        gbnf = str(convert(schema))
+        gbnf.encode()
+        return gbnf
+    except Exception as error:  # the converter asserts and indexes its way through: whatever it is, it is the schema
         raise AnswerFormatError(f'the JSON schema cannot be turned into a grammar ({error}): simplify it') from error
 
 
@@ -104,7 +118,7 @@ class LlamaGrammarSampler:
         self._lib = lib
         sampler = lib.llama_sampler_init_grammar(vocab, gbnf.encode(), b'root')
         if not sampler:
-            raise AnswerFormatError(f'llama.cpp cannot use this grammar ({last_log_lines()}): simplify the schema')
+            raise AnswerFormatError('llama.cpp cannot use the grammar of this JSON schema: simplify the schema')
         self._sampler = sampler
         self._finalizer = weakref.finalize(self, lib.llama_sampler_free, sampler)
 
