@@ -82,9 +82,7 @@ def _insert(root: _Node, tokens: Sequence[int], index: int) -> None:
     node.ends = index if node.ends is None else node.ends
 
 
-def _branch_logits(
-    node: _Node, log_probabilities: NDArray[np.float32], engine: LanguageEngine
-) -> NDArray[np.float32]:
+def _branch_logits(node: _Node, log_probabilities: NDArray[np.float32], engine: LanguageEngine) -> NDArray[np.float32]:
     """Log probabilities of the branches: the children in order, then the end of an option if one ends here."""
     tokens = list(node.children)
     if node.ends is not None:
@@ -107,7 +105,7 @@ def _descend(
         result[node.ends] = np.logaddexp(result[node.ends], branches[-1])
     n_steps = 0
     n_here = engine.n_past
-    for (token, child), log_probability in zip(node.children.items(), branches):
+    for (token, child), log_probability in zip(node.children.items(), branches, strict=False):
         path = [token]
         while len(child.children) == 1 and child.ends is None:
             (step, child), *_ = child.children.items()
