@@ -3,6 +3,8 @@ import os
 from setuptools import find_packages, setup
 
 PACKAGE = 'mobilevlm_ros'
+# colcon runs a link to this file in its build folder, where not all of the sources are.
+ROOT = os.path.dirname(os.path.realpath(__file__))
 SHARED = ('launch', 'config', 'engines', 'models')
 
 
@@ -10,12 +12,12 @@ def version():
     """Read the version from package.xml, its one source."""
     import xml.etree.ElementTree as ElementTree
 
-    return ElementTree.parse('package.xml').getroot().findtext('version')
+    return ElementTree.parse(os.path.join(ROOT, 'package.xml')).getroot().findtext('version')
 
 
 def pins(name):
     """Read direct requirements of an extra, loosened from == to >= for those who install it elsewhere."""
-    with open(os.path.join('requirements', name + '.txt'), encoding='utf-8') as stream:
+    with open(os.path.join(ROOT, 'requirements', name + '.txt'), encoding='utf-8') as stream:
         lines = [line.split('#')[0].strip() for line in stream]
     return [line.replace('==', '>=', 1) for line in lines if line and not line.startswith('-')]
 
@@ -27,8 +29,9 @@ def shared_files():
         ('share/' + PACKAGE, ['package.xml', 'NOTICE', 'LICENSE']),
     ]
     for top in SHARED:
-        for folder, folders, names in sorted(os.walk(top)):
+        for path, folders, names in sorted(os.walk(os.path.join(ROOT, top))):
             folders[:] = [name for name in folders if name != '__pycache__']
+            folder = os.path.relpath(path, ROOT)
             files = [os.path.join(folder, name) for name in sorted(names) if not name.startswith('.')]
             if files:
                 found.append((os.path.join('share', PACKAGE, folder), files))

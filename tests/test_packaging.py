@@ -44,7 +44,10 @@ def settings() -> dict[str, Any]:
     os.chdir(ROOT)
     try:
         setuptools.setup = lambda **arguments: seen.update(arguments)
-        exec(compile((ROOT / 'setup.py').read_text(encoding='utf-8'), 'setup.py', 'exec'), {'__name__': '__main__'})
+        exec(
+            compile((ROOT / 'setup.py').read_text(encoding='utf-8'), 'setup.py', 'exec'),
+            {'__name__': '__main__', '__file__': str(ROOT / 'setup.py')},
+        )
     finally:
         setuptools.setup = before
         os.chdir(folder)
