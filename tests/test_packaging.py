@@ -6,6 +6,7 @@ import ast
 import importlib.metadata
 import os
 import re
+import runpy
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -44,10 +45,7 @@ def settings() -> dict[str, Any]:
     os.chdir(ROOT)
     try:
         setuptools.setup = lambda **arguments: seen.update(arguments)
-        exec(
-            compile((ROOT / 'setup.py').read_text(encoding='utf-8'), 'setup.py', 'exec'),
-            {'__name__': '__main__', '__file__': str(ROOT / 'setup.py')},
-        )
+        runpy.run_path(str(ROOT / 'setup.py'), run_name='__main__')
     finally:
         setuptools.setup = before
         os.chdir(folder)
