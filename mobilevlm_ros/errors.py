@@ -6,7 +6,7 @@ code that the asker gets; errors about a set-up (bundle, dependency) end a start
 
 from __future__ import annotations
 
-from mobilevlm_ros.types import ResultCode
+from mobilevlm_ros.types import Frame, ResultCode
 
 __all__ = [
     'AnswerFormatError',
@@ -83,9 +83,13 @@ class NoFrameError(MobileVLMError):
 
 
 class StaleFrameError(MobileVLMError):
-    """The newest image is older than the asker allows."""
+    """The newest image is older than the asker allows; ``frame`` is that image."""
 
     code = ResultCode.STALE
+
+    def __init__(self, message: str, frame: Frame) -> None:
+        super().__init__(message)
+        self.frame = frame
 
 
 class UnknownCameraError(MobileVLMError):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,15 +123,16 @@ class FrameStore:
                 if n_frames == 0
                 else f'no image of camera {camera!r} has arrived since time jumped back'
             )
-        frame = pending.frame(camera, age_s=0.0)
+        decoded = pending.frame(camera, age_s=0.0)
         # After decoding: the age is that of the pixels at the moment they are used.
-        age_s = pending.age_s(self._now_ns())
-        if age_s > max_age_s:
+        frame = replace(decoded, age_s=pending.age_s(self._now_ns()))
+        if not frame.age_s <= max_age_s:  # a limit that is no number lets nothing through
             raise StaleFrameError(
-                f'the newest image of camera {camera!r} is {age_s:.3f} s old, the limit is {max_age_s:.3f} s: '
-                'is the camera frozen, or the limit too tight?'
+                f'the newest image of camera {camera!r} is {frame.age_s:.3f} s old, the limit is {max_age_s:.3f} s: '
+                'is the camera frozen, or the limit too tight?',
+                frame,
             )
-        return Frame(frame.rgb_hwc, camera, frame.frame_id, frame.stamp_ns, age_s)
+        return frame
 
     def status(self) -> list[CameraStatus]:
         """One entry for each camera."""

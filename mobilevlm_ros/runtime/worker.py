@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
-from mobilevlm_ros.errors import BusyError, MobileVLMError, NotActiveError
+from mobilevlm_ros.errors import BusyError, MobileVLMError, NotActiveError, StaleFrameError
 from mobilevlm_ros.runtime.assistant import Assistant, AssistantSettings, Progress
 from mobilevlm_ros.runtime.cancel import CancelToken
 from mobilevlm_ros.types import Answer, Frame, Question, ResultCode, Timing
@@ -51,7 +51,12 @@ class Job:
 
 def refusal(question: Question, error: MobileVLMError, timing: Timing | None = None, model_id: str = '') -> Answer:
     """The answer to a question that could not be asked because of ``error``."""
-    answer = Answer(question, error.code, message=str(error), model_id=model_id)
+    answer = Answer(question, error.code, message=str(error), camera=question.camera, model_id=model_id)
+    if isinstance(error, StaleFrameError):
+        frame = error.frame
+        answer = replace(
+            answer, camera=frame.camera, frame_id=frame.frame_id, stamp_ns=frame.stamp_ns, age_s=frame.age_s
+        )
     return answer if timing is None else replace(answer, timing=timing)
 
 
@@ -90,11 +95,14 @@ class QuestionWorker:
                 raise BusyError(
                     f'{n_open} questions are open already: ask again later, or raise queue_size ({self._capacity})'
                 )
+            # Before the thread can see the job: delivering its answer ends the watches.
+            deadline_s = job.question.deadline_s
+            job.watches.enter_context(job.cancel.on_set(lambda: self._answer_waiting(job)))
+            job.watches.enter_context(job.cancel.deadline(None if deadline_s is None else job.accepted_s + deadline_s))
             self._waiting.append(job)
             self._changed.notify()
-        deadline_s = job.question.deadline_s
-        job.watches.enter_context(job.cancel.on_set(lambda: self._answer_waiting(job)))
-        job.watches.enter_context(job.cancel.deadline(None if deadline_s is None else job.accepted_s + deadline_s))
+        if job.cancel.is_set:
+            self._answer_waiting(job)
 
     def stop(self, timeout_s: float = 5.0) -> bool:
         """Refuse new jobs, interrupt the running one, answer all with NOT_ACTIVE; may be called again.

@@ -322,7 +322,8 @@ def test_any_description_at_all_is_refused(fuzzed: Path, raw: bytes) -> None:
 PLACES = [
     ('format_version',), ('name',), ('sources',), ('vision',), ('vision', 'file'), ('vision', 'mean'),
     ('vision', 'image_size'), ('language',), ('language', 'n_ctx'), ('language', 'adapter'),
-    ('language', 'frame_cache'), ('prompt',), ('prompt', 'system'), ('files',), ('files', 'vision.onnx'), ('files', 'vision.onnx', 'bytes'),
+    ('language', 'frame_cache'), ('prompt',), ('prompt', 'system'), ('files',), ('files', 'vision.onnx'),
+    ('files', 'vision.onnx', 'bytes'),
 ]  # fmt: skip
 
 

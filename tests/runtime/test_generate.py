@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -94,7 +95,7 @@ def test_streamed_text_only_grows_and_never_shows_a_stop_text(reply: str) -> Non
 
     final = say(reply, stop_texts=('</s>', 'USER:'), on_text=shown.append).text
 
-    assert all(later.startswith(earlier) and later != earlier for earlier, later in zip(shown, shown[1:], strict=False))
+    assert all(later.startswith(earlier) and later != earlier for earlier, later in pairwise(shown))
     assert all(final.startswith(text) for text in shown)
     assert not any('</s>' in text or 'USER:' in text for text in (*shown, final))
 
