@@ -40,6 +40,7 @@ __all__ = ['CameraInput', 'CameraNotice', 'stamp_of_serialized']
 
 _TYPES: dict[str, type[Any]] = {'raw': Image, 'compressed': CompressedImage}
 _TYPE_NAMES = {'sensor_msgs/msg/Image': 'raw', 'sensor_msgs/msg/CompressedImage': 'compressed'}
+_QUIET_LOOKS = 6
 
 
 class CameraNotice(Enum):
@@ -72,6 +73,9 @@ class CameraInput:
         self._subscription: Any = None
         self._unsupported: set[str] = set()
         self._incompatible: set[str] = set()
+        self._n_received = 0
+        self._quiet_looks = 0
+        self.n_lost = 0
         self.image_type = ''
         self.topic = node.resolve_topic_name(settings.topic)
 
@@ -91,13 +95,23 @@ class CameraInput:
             types = {info.topic_type for info in self._node.get_publishers_info_by_topic(self.topic)}
             images = {_TYPE_NAMES[name] for name in types if name in _TYPE_NAMES}
             self._report_unsupported(types - set(_TYPE_NAMES))
-            if not images or self.image_type in images:
+            if self._may_stay(images):
                 return
+            images.discard(self.image_type)
             wanted = 'raw' if 'raw' in images else 'compressed'
         elif self._subscription is not None:
             return
         self.close()
         self._subscribe(wanted)
+
+    def _may_stay(self, images: set[str]) -> bool:
+        """Whether there is nothing else to listen to, or what is listened to still speaks."""
+        self._quiet_looks = 0 if self._n_received else self._quiet_looks + 1
+        self._n_received = 0
+        if not images or images == {self.image_type}:
+            return True
+        # A publisher that crashed stays on the graph for a while beside its successor of another type.
+        return self.image_type in images and self._quiet_looks < _QUIET_LOOKS
 
     def _report_unsupported(self, types: set[str]) -> None:
         for name in sorted(types - self._unsupported):
@@ -118,9 +132,11 @@ class CameraInput:
             pending = PendingFrame(
                 stamp_of_serialized(serialized), self._now_ns(), lambda: decode(serialized)
             )
+            self._n_received += 1
             self._store.put(self._settings.name, pending)
 
         self._incompatible.clear()
+        self._quiet_looks = 0
         self._subscription = self._node.create_subscription(
             _TYPES[image_type],
             self._settings.topic,
@@ -128,7 +144,9 @@ class CameraInput:
             qos,
             raw=True,
             event_callbacks=SubscriptionEventCallbacks(
-                incompatible_qos=self._on_incompatible_qos, use_default_callbacks=False
+                incompatible_qos=self._on_incompatible_qos,
+                message_lost=self._on_message_lost,
+                use_default_callbacks=False,
             ),
             qos_overriding_options=QoSOverridingOptions.with_default_policies(),
         )
@@ -150,6 +168,9 @@ class CameraInput:
             f'Change the publisher, or set qos_overrides.{self.topic}.subscription.*'
         )
         self._on_notice(self._settings.name, CameraNotice.INCOMPATIBLE_QOS, message)
+
+    def _on_message_lost(self, info: Any) -> None:
+        self.n_lost += info.total_count_change
 
     def close(self) -> None:
         """Stop listening; may be called again."""

