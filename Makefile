@@ -39,8 +39,9 @@ format: venv-dev ## let ruff repair what it can
 	@$(BIN)/ruff check --fix-only --quiet .
 	@$(BIN)/ruff format .
 
-bench: venv-dev ## measure (results: benchmarks/)
-	@$(CLEAN) $(TEST_ENV) $(BIN)/mobilevlm bench $(ARGS)
+bench: venv ## measure the node on this machine (results: benchmarks/)
+	@$(CLEAN) $(TEST_ENV) $(BIN)/mobilevlm build nano
+	@$(CLEAN) $(TEST_ENV) $(BIN)/python benchmarks/node_figures.py $(ARGS)
 
 colcon: ## build both packages in a workspace with a sourced ROS 2
 	COLCON_DEFAULTS_FILE=colcon.defaults.yaml colcon build

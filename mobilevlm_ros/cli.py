@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -146,7 +147,7 @@ def _print_answer(answer: Answer, rest: str) -> None:
     print(rest)
     if not answer.success:
         print(f'{answer.result_code.name}: {answer.message}', file=sys.stderr)
-    for option, probability in zip(answer.options, answer.probabilities):
+    for option, probability in zip(answer.options, answer.probabilities, strict=False):
         print(f'  {probability:6.1%}  {option}')
     timing = answer.timing
     stages = {'preprocess': timing.preprocess_s, 'vision': timing.vision_s, 'prefill': timing.prefill_s}
@@ -188,10 +189,11 @@ def _doctor(options: argparse.Namespace) -> int:
 def _demo(options: argparse.Namespace) -> int:
     from mobilevlm_ros.errors import DependencyError
 
-    try:
-        import rclpy  # noqa: F401
-    except ImportError as error:
-        raise DependencyError(f'the demo needs ROS 2 ({error}): run `make demo`, or source your ROS 2 first') from error
+    for module in ('rclpy', 'mobilevlm_msgs'):
+        if importlib.util.find_spec(module) is None:
+            raise DependencyError(
+                f'the demo needs ROS 2, but {module} is not installed: run `make demo`, or source your workspace first'
+            )
     from mobilevlm_ros.node.demo.run import run_demo
 
     return run_demo(options.bundle, options.out, options.packages)

@@ -9,30 +9,15 @@ import importlib
 import importlib.metadata
 import os
 import platform
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 
 from mobilevlm_ros.errors import MobileVLMError
+from mobilevlm_ros.types import Check
 
-__all__ = ['Check', 'Report', 'examine', 'print_report']
-
-
-@dataclass(frozen=True)
-class Check:
-    """One finding.
-
-    :ivar level: ``ok``, ``note`` (works without), or ``problem``.
-    :ivar advice: what to do; empty if nothing.
-    """
-
-    area: str
-    name: str
-    level: str
-    found: str
-    advice: str = ''
+__all__ = ['Report', 'examine', 'print_report']
 
 
 @dataclass
@@ -89,8 +74,6 @@ def examine(bundle: Path, *, graph_s: float) -> Report:
 def _machine() -> Check:
     cores = len(os.sched_getaffinity(0))
     found = f'Python {platform.python_version()} on {platform.machine()}, {cores} cores'
-    if sys.version_info < (3, 10):
-        return Check('machine', 'python', 'problem', found, 'use Python 3.10 or newer')
     return Check('machine', 'python', 'ok', found)
 
 

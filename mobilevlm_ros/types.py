@@ -12,7 +12,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ['Answer', 'AnswerFormat', 'Frame', 'Question', 'ResultCode', 'Timing']
+__all__ = ['Answer', 'AnswerFormat', 'Check', 'Frame', 'Question', 'ResultCode', 'Timing']
 
 
 class ResultCode(IntEnum):
@@ -124,3 +124,18 @@ class Answer:
     def success(self) -> bool:
         """Whether the asker got what was asked for."""
         return self.result_code is ResultCode.OK
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding of the doctor.
+
+    :ivar level: ``ok``, ``note`` (works without), or ``problem``.
+    :ivar advice: what to do; empty if nothing.
+    """
+
+    area: str
+    name: str
+    level: str
+    found: str
+    advice: str = ''

@@ -129,9 +129,7 @@ class CameraInput:
         decode = _decode_raw if image_type == 'raw' else _decode_compressed
 
         def on_message(serialized: bytes) -> None:
-            pending = PendingFrame(
-                stamp_of_serialized(serialized), self._now_ns(), lambda: decode(serialized)
-            )
+            pending = PendingFrame(stamp_of_serialized(serialized), self._now_ns(), lambda: decode(serialized))
             self._n_received += 1
             self._store.put(self._settings.name, pending)
 
@@ -151,9 +149,7 @@ class CameraInput:
             qos_overriding_options=QoSOverridingOptions.with_default_policies(),
         )
         self.image_type = image_type
-        self._on_notice(
-            self._settings.name, CameraNotice.CONNECTED, f'listening to {self.topic} ({image_type} images)'
-        )
+        self._on_notice(self._settings.name, CameraNotice.CONNECTED, f'listening to {self.topic} ({image_type} images)')
 
     def _on_incompatible_qos(self, info: Any) -> None:
         try:

@@ -13,7 +13,16 @@ from mobilevlm_ros.errors import AnswerFormatError, BadImageError, BadQuestionEr
 from mobilevlm_ros.runtime.images import decode_compressed, to_rgb
 from mobilevlm_ros.types import Answer, AnswerFormat, Frame, Question, Timing
 
-__all__ = ['answer_msg', 'fill_result', 'printable', 'question_from', 'request_frame', 'stamp_msg', 'stamp_ns', 'unchecked_question']
+__all__ = [
+    'answer_msg',
+    'fill_result',
+    'printable',
+    'question_from',
+    'request_frame',
+    'stamp_msg',
+    'stamp_ns',
+    'unchecked_question',
+]
 
 REQUEST_CAMERA = 'request'
 

@@ -71,9 +71,7 @@ class Doors:
         # Reentrant: while one question waits for its answer, the next must still be taken, and a cancel served.
         group = ReentrantCallbackGroup()
         self._publisher = node.create_publisher(AnswerMsg, '~/answer', QoSProfile(depth=_TOPIC_DEPTH))
-        self._service = node.create_service(
-            AskImageService, '~/ask_image', self._on_request, callback_group=group
-        )
+        self._service = node.create_service(AskImageService, '~/ask_image', self._on_request, callback_group=group)
         self._action = ActionServer(
             node,
             AskImageAction,

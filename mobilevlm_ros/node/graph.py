@@ -10,7 +10,7 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, ReliabilityPolicy
 
-from mobilevlm_ros.doctor import Check
+from mobilevlm_ros.types import Check
 
 __all__ = ['examine_graph']
 
@@ -59,5 +59,12 @@ def _services(node: Node) -> list[Check]:
     names = [name for name, types in node.get_service_names_and_types() if _SERVICE_TYPE in types]
     if names:
         return [Check('node', name, 'ok', 'answers questions about images') for name in sorted(names)]
-    return [Check('node', 'not running', 'note', 'nobody offers a service of type AskImage',
-                  'ros2 launch mobilevlm_ros vqa.launch.py')]
+    return [
+        Check(
+            'node',
+            'not running',
+            'note',
+            'nobody offers a service of type AskImage',
+            'ros2 launch mobilevlm_ros vqa.launch.py',
+        )
+    ]

@@ -55,7 +55,7 @@ class Health:
         if latencies:
             for column, name in enumerate(('first text', 'total')):
                 points = np.percentile([row[column] for row in latencies], _PERCENTILES)
-                for percentile, seconds in zip(_PERCENTILES, points):
+                for percentile, seconds in zip(_PERCENTILES, points, strict=False):
                     result[f'{name} p{percentile} (s)'] = f'{seconds:.3f}'
         return result
 
@@ -84,7 +84,7 @@ class NodeState:
 def statuses(node_name: str, state: NodeState, health: Health) -> list[DiagnosticStatus]:
     """One status for the model and one for each camera."""
     result = [_model_status(node_name, state, health)]
-    rows = zip(state.cameras, state.camera_rates_hz, state.camera_losses, state.camera_problems)
+    rows = zip(state.cameras, state.camera_rates_hz, state.camera_losses, state.camera_problems, strict=False)
     result += [_camera_status(node_name, state, *row) for row in rows]
     return result
 

@@ -37,30 +37,66 @@ class Parameter:
 
 PARAMETERS = (
     Parameter('autostart', True, 'Configure and activate at start; false leaves that to a lifecycle manager.'),
-    Parameter('bundle', '', 'Directory of the bundle; empty: the embedded default (mobilevlm build nano); '
-              '"fake": no model, to try out the graph.'),
+    Parameter(
+        'bundle',
+        '',
+        'Directory of the bundle; empty: the embedded default (mobilevlm build nano); '
+        '"fake": no model, to try out the graph.',
+    ),
     Parameter('verify_bundle', True, 'Compare the files of the bundle with their hashes before loading.'),
     Parameter('camera_names', ['camera'], 'Names of the cameras; each has parameters cameras.NAME.topic and .type.'),
     Parameter('queue_size', 4, 'Questions that may wait besides the one being answered.', limits=(1, 64)),
-    Parameter('frame_cache', 4, 'Recent frames whose state is kept; memory for each: visual tokens and KV state.',
-              limits=(0, 64)),
+    Parameter(
+        'frame_cache',
+        4,
+        'Recent frames whose state is kept; memory for each: visual tokens and KV state.',
+        limits=(0, 64),
+    ),
     Parameter('diagnostics_period_s', 1.0, 'Period of /diagnostics, in seconds.', limits=(0.1, 60.0)),
-    Parameter('max_frame_age_s', 2.0, 'A frame older than this when a question is taken up is refused (STALE); '
-              'for questions that name no limit.', live=True, limits=(0.001, 86400.0)),
-    Parameter('deadline_s', 30.0, 'Time for an answer, waiting included; for questions that name none. 0: none.',
-              live=True, limits=(0.0, 86400.0)),
-    Parameter('max_tokens', 128, 'Longest answer, in tokens; for questions that name none.', live=True,
-              limits=(1, 8192)),
-    Parameter('min_confidence', 0.5, 'A closed question answered less confidently gets the code UNKNOWN.',
-              live=True, limits=(0.0, 1.0)),
-    Parameter('temperature', 0.0, 'Sampling temperature; 0: greedy, the same answer every time.', live=True,
-              limits=(0.0, 10.0)),
-    Parameter('top_k', 0, 'Sampling: only the best k tokens; 0: all. Needs temperature above 0.', live=True,
-              limits=(0, 100000)),
-    Parameter('top_p', 1.0, 'Sampling: smallest set of best tokens with this much probability.', live=True,
-              limits=(0.0, 1.0)),
-    Parameter('min_p', 0.0, 'Sampling: tokens below this share of the best one are out.', live=True,
-              limits=(0.0, 0.999)),
+    Parameter(
+        'max_frame_age_s',
+        2.0,
+        'A frame older than this when a question is taken up is refused (STALE); for questions that name no limit.',
+        live=True,
+        limits=(0.001, 86400.0),
+    ),
+    Parameter(
+        'deadline_s',
+        30.0,
+        'Time for an answer, waiting included; for questions that name none. 0: none.',
+        live=True,
+        limits=(0.0, 86400.0),
+    ),
+    Parameter(
+        'max_tokens', 128, 'Longest answer, in tokens; for questions that name none.', live=True, limits=(1, 8192)
+    ),
+    Parameter(
+        'min_confidence',
+        0.5,
+        'A closed question answered less confidently gets the code UNKNOWN.',
+        live=True,
+        limits=(0.0, 1.0),
+    ),
+    Parameter(
+        'temperature',
+        0.0,
+        'Sampling temperature; 0: greedy, the same answer every time.',
+        live=True,
+        limits=(0.0, 10.0),
+    ),
+    Parameter(
+        'top_k',
+        0,
+        'Sampling: only the best k tokens; 0: all. Needs temperature above 0.',
+        live=True,
+        limits=(0, 100000),
+    ),
+    Parameter(
+        'top_p', 1.0, 'Sampling: smallest set of best tokens with this much probability.', live=True, limits=(0.0, 1.0)
+    ),
+    Parameter(
+        'min_p', 0.0, 'Sampling: tokens below this share of the best one are out.', live=True, limits=(0.0, 0.999)
+    ),
     Parameter('seed', 0, 'Sampling: the seed of every answer.', live=True, limits=(0, 2**31 - 1)),
     Parameter('threads', 0, 'Threads of the language engine; 0: as the bundle says.', live=True, limits=(0, 1024)),
 )
@@ -131,7 +167,9 @@ def read(node: Node) -> dict[str, Any]:
     """The present values of all parameters of the table and of the cameras."""
     names = [parameter.name for parameter in PARAMETERS]
     for camera in node.get_parameter('camera_names').value or []:
-        names += [f'cameras.{camera}.{key}' for key, _ in _CAMERA_PARAMETERS if node.has_parameter(f'cameras.{camera}.{key}')]
+        names += [
+            f'cameras.{camera}.{key}' for key, _ in _CAMERA_PARAMETERS if node.has_parameter(f'cameras.{camera}.{key}')
+        ]
     return {name: node.get_parameter(name).value for name in names}
 
 

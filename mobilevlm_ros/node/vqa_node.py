@@ -207,7 +207,9 @@ class VqaNode(LifecycleNode):
         self._health.add(answer)
         if answer.result_code >= 100:
             self.get_logger().warning(f'question {answer.question.id}: {answer.result_code.name}: {answer.message}')
-            kind = EventMsg.ENGINE_FAILED if answer.result_code is ResultCode.ENGINE_ERROR else EventMsg.QUESTION_REFUSED
+            kind = (
+                EventMsg.ENGINE_FAILED if answer.result_code is ResultCode.ENGINE_ERROR else EventMsg.QUESTION_REFUSED
+            )
             self._event(
                 kind,
                 answer.message,
@@ -259,7 +261,10 @@ class VqaNode(LifecycleNode):
         cameras = self._frames.status() if self._frames is not None else []
         before_s, before = self._counted
         now_s = time.monotonic()
-        counts = {status.camera: (status.n_frames, camera.n_lost) for status, camera in zip(cameras, self._cameras)}
+        counts = {
+            status.camera: (status.n_frames, camera.n_lost)
+            for status, camera in zip(cameras, self._cameras, strict=False)
+        }
         self._counted = (now_s, counts)
         new = [np.subtract(counts[name], before.get(name, (0, 0))) for name in counts]
         session = self._session

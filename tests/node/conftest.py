@@ -14,7 +14,7 @@ import pytest
 os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
 os.environ.setdefault('ROS_DOMAIN_ID', str(random.randint(1, 101)))
 
-from robot import Robot  # noqa: E402
+from robot import Robot
 
 MakeRobot = Callable[..., Robot]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 import uuid
@@ -86,10 +87,8 @@ class Robot:
             thread.start()
 
     def _spin_client(self) -> None:
-        try:
+        with contextlib.suppress(ExternalShutdownException):
             self._client_executor.spin()
-        except ExternalShutdownException:
-            pass
 
     def close(self) -> None:
         """Shut down; fails if a thread does not end."""

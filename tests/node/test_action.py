@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from typing import Any
 
@@ -27,7 +28,7 @@ def test_text_is_streamed(robot: Robot, photo: Pixels) -> None:
     assert result.result.success
     texts = [item.text for item in feedback if item.text]
     assert len(texts) > 5
-    assert all(later.startswith(earlier) for earlier, later in zip(texts, texts[1:]))
+    assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(texts))
     assert result.result.answer.startswith(texts[-1])
     stages = [item.stage for item in feedback]
     assert stages[0] == 'queued'

@@ -34,7 +34,9 @@ def test_failing_callback_does_not_end_the_node(robot: Robot, photo: Pixels) -> 
 
 
 @pytest.mark.parametrize('sent', [signal.SIGINT, signal.SIGTERM])
-def test_process_ends_cleanly_under_load(tiny_bundle: Path, photo: Pixels, sent: signal.Signals, make_robot: Any) -> None:
+def test_process_ends_cleanly_under_load(
+    tiny_bundle: Path, photo: Pixels, sent: signal.Signals, make_robot: Any
+) -> None:
     namespace = f'/process_{os.getpid()}_{sent}'
     command = [sys.executable, '-m', 'mobilevlm_ros.node.main', '--ros-args', '-p', f'bundle:={tiny_bundle}']
     process = subprocess.Popen(

@@ -60,9 +60,13 @@ def test_parameters_are_validated_as_a_set(shared_robot: Robot) -> None:
     refused = set_parameter(shared_robot, 'top_k', 5)
     assert not refused.successful
     assert 'temperature' in refused.reason
-    together = shared_robot.node.set_parameters_atomically([Parameter('temperature', value=0.5), Parameter('top_k', value=5)])
+    together = shared_robot.node.set_parameters_atomically(
+        [Parameter('temperature', value=0.5), Parameter('top_k', value=5)]
+    )
     assert together.successful
-    back = shared_robot.node.set_parameters_atomically([Parameter('temperature', value=0.0), Parameter('top_k', value=0)])
+    back = shared_robot.node.set_parameters_atomically(
+        [Parameter('temperature', value=0.0), Parameter('top_k', value=0)]
+    )
     assert back.successful
 
 

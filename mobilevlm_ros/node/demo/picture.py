@@ -37,5 +37,7 @@ def draw_answer(bgr_hwc: NDArray[np.uint8], question: str, answer: str, detail: 
     sheet.save(path)
 
 
-def _rows(text: str, size: int, colour: tuple[int, int, int], width: int) -> list[tuple[str, int, tuple[int, int, int]]]:
+def _rows(
+    text: str, size: int, colour: tuple[int, int, int], width: int
+) -> list[tuple[str, int, tuple[int, int, int]]]:
     return [(row, size, colour) for row in textwrap.wrap(text, width)[:6] or ['']]

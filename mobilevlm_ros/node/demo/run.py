@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -63,12 +63,26 @@ class _Ask:
 _QUESTIONS = (
     _Ask('service', {'camera': 'street', 'question': 'Is there a car in the picture?', 'format': AnswerMsg.YES_NO}),
     _Ask('service', {'camera': 'street', 'question': 'Is there a giraffe in the picture?', 'format': AnswerMsg.YES_NO}),
-    _Ask('service', {'camera': 'street', 'question': 'Where was this taken?', 'format': AnswerMsg.CHOICE,
-                     'choices': ['street', 'kitchen', 'beach', 'office']}),
+    _Ask(
+        'service',
+        {
+            'camera': 'street',
+            'question': 'Where was this taken?',
+            'format': AnswerMsg.CHOICE,
+            'choices': ['street', 'kitchen', 'beach', 'office'],
+        },
+    ),
     _Ask('service', {'camera': 'street', 'question': 'What is in the picture?', 'max_tokens': 24}),
     _Ask('service', {'camera': 'driver', 'question': 'Is there a person in the picture?', 'format': AnswerMsg.YES_NO}),
-    _Ask('service', {'camera': 'street', 'question': 'What is there? Reply in JSON.', 'format': AnswerMsg.JSON,
-                     'json_schema': _SCHEMA}),
+    _Ask(
+        'service',
+        {
+            'camera': 'street',
+            'question': 'What is there? Reply in JSON.',
+            'format': AnswerMsg.JSON,
+            'json_schema': _SCHEMA,
+        },
+    ),
     _Ask('action', {'camera': 'street', 'question': 'Describe the image.', 'max_tokens': 40}),
     _Ask('topic', {'camera': 'driver', 'question': 'What do you see?', 'max_tokens': 24}),
 )
@@ -175,13 +189,14 @@ def _show(console: Console, answer: AnswerMsg) -> None:
     if answer.message:
         console.print(f'  {answer.message}', style='yellow', highlight=False, markup=False, soft_wrap=True)
     if answer.options:
-        options = zip(answer.options, answer.probabilities)
+        options = zip(answer.options, answer.probabilities, strict=False)
         console.print('  ' + '   '.join(f'{option} {p:.0%}' for option, p in options), highlight=False)
     stamp = answer.header.stamp
     console.print(
-        f'  stamp {stamp.sec}.{stamp.nanosec:09d}  age {answer.age_s * 1e3:.0f} ms  '
-        f'confidence {answer.confidence:.2f}',
-        style='dim', highlight=False, soft_wrap=True,
+        f'  stamp {stamp.sec}.{stamp.nanosec:09d}  age {answer.age_s * 1e3:.0f} ms  confidence {answer.confidence:.2f}',
+        style='dim',
+        highlight=False,
+        soft_wrap=True,
     )
     t = answer.timing
     reused = ', frame known' if t.vision_reused else ''
@@ -190,7 +205,9 @@ def _show(console: Console, answer: AnswerMsg) -> None:
         f'vision {t.vision_s * 1e3:.0f}  prefill {t.prefill_s * 1e3:.0f}  decode {t.decode_s * 1e3:.0f}  '
         f'total {t.total_s * 1e3:.0f} ms  ({t.prompt_tokens} prompt tokens, {t.reused_tokens} reused{reused}, '
         f'{t.generated_tokens} generated)',
-        style='dim', highlight=False, soft_wrap=True,
+        style='dim',
+        highlight=False,
+        soft_wrap=True,
     )
 
 
@@ -244,10 +261,8 @@ def _spinning(node: Node) -> Iterator[None]:
     executor.add_node(node)
 
     def spin() -> None:
-        try:
+        with suppress(ExternalShutdownException):
             executor.spin()
-        except ExternalShutdownException:
-            pass
 
     thread = threading.Thread(target=spin, name='demo-executor', daemon=True)
     thread.start()
@@ -264,7 +279,9 @@ def _wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], log
     while not ready():
         if process.poll() is not None:
             tail = '\n'.join(log.read_text(errors='replace').splitlines()[-8:])
-            raise DemoError(f'the node ended with code {process.returncode} while starting; its log {log} ends:\n{tail}')
+            raise DemoError(
+                f'the node ended with code {process.returncode} while starting; its log {log} ends:\n{tail}'
+            )
         if time.monotonic() > end_s:
             raise DemoError(f'the node was not ready within {_START_TIMEOUT_S:.0f} s; its log is {log}')
         time.sleep(0.05)
