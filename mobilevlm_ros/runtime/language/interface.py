@@ -94,6 +94,7 @@ class LanguageOptions:
         speed when every core is taken.
     :ivar n_threads_batch: threads for batches; 0: all cores.
     :ivar n_gpu_layers: layers on the GPU; -1: all.
+    :ivar flash_attention: None: llama.cpp decides, except that ``kv_type`` f32 goes without, which alone keeps to it.
     :ivar kv_type: data type of keys and values.
     :ivar frame_cache: how many frames' states are kept besides the one in use.
     """

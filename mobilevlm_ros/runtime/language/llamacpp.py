@@ -107,9 +107,12 @@ class LlamaCppEngine:
             'f32': lib.GGML_TYPE_F32,
             'q8_0': lib.GGML_TYPE_Q8_0,
         }[options.kv_type]
-        if options.flash_attention is not None:
+        flash_attention = options.flash_attention
+        if flash_attention is None and options.kv_type == 'f32':
+            flash_attention = False  # it would read keys and values as f16
+        if flash_attention is not None:
             params.flash_attn_type = (
-                lib.LLAMA_FLASH_ATTN_TYPE_ENABLED if options.flash_attention else lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
+                lib.LLAMA_FLASH_ATTN_TYPE_ENABLED if flash_attention else lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
             )
         params.abort_callback = ctypes.cast(ctypes.CDLL(None).strlen, lib.ggml_abort_callback)
         params.abort_callback_data = ctypes.addressof(self._abort_flag)
