@@ -10,13 +10,14 @@ from typing import Any
 
 import cv2
 import numpy as np
+import psutil
 import pytest
 
 from mobilevlm_ros.build.nano import build_nano
 from mobilevlm_ros.paths import bundle_dir
 from mobilevlm_ros.runtime.assistant import Assistant, Progress
 from mobilevlm_ros.runtime.cancel import CancelToken
-from mobilevlm_ros.runtime.loading import load_assistant_from, warm_up
+from mobilevlm_ros.runtime.loading import load_assistant_from, return_freed_memory, warm_up
 from mobilevlm_ros.runtime.preprocess import preprocess
 from mobilevlm_ros.types import AnswerFormat, Frame, Question, ResultCode
 
@@ -140,6 +141,22 @@ def test_answers_after_being_stopped_are_those_of_a_fresh_model(nano: Assistant,
     stopped = nano.ask(question, frame)
     nano.forget()
     assert stopped.text == nano.ask(question, frame).text
+
+
+def test_closing_gives_the_memory_back(nano: Assistant) -> None:
+    def resident_mib() -> float:
+        return float(psutil.Process().memory_info().rss / 2**20)
+
+    load_assistant_from(bundle_dir('nano', 'cpu')).close()  # what is loaded once and stays: libraries, threads
+    return_freed_memory()
+    before_mib = resident_mib()
+    second = load_assistant_from(bundle_dir('nano', 'cpu'))
+    warm_up(second)
+    loaded_mib = resident_mib()
+    second.close()
+    return_freed_memory()
+    assert loaded_mib - before_mib > 300
+    assert resident_mib() - before_mib < 64
 
 
 def test_compressed_camera_image_gives_nearly_the_same_confidence(nano: Assistant, parity: Any) -> None:

@@ -36,6 +36,7 @@ def spin(node: VqaNode, executor: SingleThreadedExecutor) -> None:
     while node.context.ok():
         try:
             executor.spin()
+            return
         except (KeyboardInterrupt, ExternalShutdownException):
             return
         except Exception as error:  # for example a message that is no valid UTF-8, raised while it is taken

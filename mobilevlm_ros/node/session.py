@@ -17,7 +17,13 @@ from mobilevlm_ros.node.parameters import NodeSettings
 from mobilevlm_ros.paths import bundle_dir
 from mobilevlm_ros.runtime.assistant import Assistant
 from mobilevlm_ros.runtime.bundle import Bundle, open_bundle
-from mobilevlm_ros.runtime.loading import check_memory, fake_assistant, load_assistant, warm_up
+from mobilevlm_ros.runtime.loading import (
+    check_memory,
+    fake_assistant,
+    load_assistant,
+    return_freed_memory,
+    warm_up,
+)
 from mobilevlm_ros.runtime.worker import QuestionWorker
 
 __all__ = ['FAKE', 'Session']
@@ -111,6 +117,7 @@ class Session:
         """Stop the worker and free the model."""
         if self.worker.stop(_STOP_TIMEOUT_S):
             self._assistant.close()
+            return_freed_memory()
         else:
             # Freeing memory that a thread still uses would crash the process.
             _logger.error('the worker did not stop within %.0f s; its model stays loaded', _STOP_TIMEOUT_S)
