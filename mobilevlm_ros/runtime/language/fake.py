@@ -134,10 +134,10 @@ class FakeLanguageEngine:
             if isinstance(segment, EmbeddingSegment):
                 image_sum = float(segment.rows().sum())
             self._work(segment.n_positions * self._token_s / 10, cancel)
+            self._image_sum = image_sum
             self._cache.resident_is(segments[: index + 1])
             if isinstance(segment, EmbeddingSegment):
                 self._cache.save(segments[: index + 1], image_sum)
-        self._image_sum = image_sum
         prompt = b''.join(
             self.piece(token) for s in segments if not isinstance(s, EmbeddingSegment) for token in s.tokens
         )

@@ -54,7 +54,7 @@ class PrefixCache:
     def match_resident(self, segments: Sequence[Segment]) -> int:
         """How many leading segments the working sequence holds already."""
         matched = 0
-        for (key, _), segment in zip(self._resident, segments):
+        for (key, _), segment in zip(self._resident, segments, strict=False):
             if key != segment.key:
                 break
             matched += 1

@@ -1,0 +1,227 @@
+"""The vision engine against transformers' CLIP and a projector written out in PyTorch, on the same weights."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_models
+from numpy.typing import NDArray
+
+from mobilevlm_ros.build.vision_graph import VisionShape, vision_graph
+from mobilevlm_ros.errors import EngineError, InterruptedAnswerError
+from mobilevlm_ros.runtime.cancel import CancelToken
+from mobilevlm_ros.runtime.vision.onnxruntime import OnnxRuntimeVision
+
+SHAPE = tiny_models.TINY_VISION
+DEEPER = VisionShape(image_size=48, patch_size=8, width=24, n_heads=3, n_blocks=4, mlp_width=40, n_embd=20, pool=3)
+
+
+@pytest.fixture(scope='module')
+def vision_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp('vision') / 'vision.onnx'
+    tiny_models.write_vision(path)
+    return path
+
+
+@pytest.fixture
+def vision(vision_path: Path) -> Iterator[OnnxRuntimeVision]:
+    engine = OnnxRuntimeVision(vision_path, n_threads=1)
+    yield engine
+    engine.close()
+
+
+def pixels(seed: int, size: int = SHAPE.image_size) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).normal(size=(1, 3, size, size)).astype(np.float32)
+
+
+def reference(weights: tiny_models.Weights, shape: VisionShape, pixels_nchw: NDArray[np.float32]) -> Any:
+    """hidden_states[-2] without the class token, then LDPv2: two linears, average pooling, depthwise plus itself."""
+    torch = pytest.importorskip('torch', reason='needs torch and transformers as references: make venv-dev')
+    transformers = pytest.importorskip('transformers')
+    config = transformers.CLIPVisionConfig(
+        hidden_size=shape.width,
+        intermediate_size=shape.mlp_width,
+        num_hidden_layers=shape.n_blocks + 1,
+        num_attention_heads=shape.n_heads,
+        image_size=shape.image_size,
+        patch_size=shape.patch_size,
+        hidden_act='quick_gelu',
+        layer_norm_eps=shape.layer_norm_eps,
+    )
+    tensors = {name: torch.from_numpy(value).double() for name, value in weights.items()}
+    tower = transformers.CLIPVisionModel(config).double().eval()
+    expects_prefix = any(name.startswith('vision_model.') for name in tower.state_dict())
+    state = {
+        name if expects_prefix else name.removeprefix('vision_model.'): value
+        for name, value in tensors.items()
+        if name.startswith('vision_model.')
+    }
+    missing, unexpected = tower.load_state_dict(state, strict=False)
+    assert not unexpected
+    assert all('position_ids' in name for name in missing)
+    functional = torch.nn.functional
+    root = 'model.mm_projector'
+    with torch.no_grad():
+        hidden = tower(torch.from_numpy(pixels_nchw).double(), output_hidden_states=True).hidden_states[-2][:, 1:]
+        x = functional.linear(hidden, tensors[f'{root}.mlp.mlp.0.weight'], tensors[f'{root}.mlp.mlp.0.bias'])
+        x = functional.gelu(x)
+        x = functional.linear(x, tensors[f'{root}.mlp.mlp.2.weight'], tensors[f'{root}.mlp.mlp.2.bias'])
+        x = x.transpose(1, 2).reshape(1, shape.n_embd, shape.grid, shape.grid)
+        x = functional.adaptive_avg_pool2d(x, shape.grid // shape.pool)
+        kernel, bias = tensors[f'{root}.peg.peg.0.weight'], tensors[f'{root}.peg.peg.0.bias']
+        x = functional.conv2d(x, kernel, bias, padding=1, groups=shape.n_embd) + x
+        return x.flatten(2).transpose(1, 2)[0].numpy()
+
+
+@pytest.mark.parametrize('shape', [SHAPE, DEEPER], ids=['tiny', 'deeper'])
+@pytest.mark.parametrize('seed', [0, 1])
+def test_visual_tokens_are_those_of_the_reference(tmp_path: Path, shape: VisionShape, seed: int) -> None:
+    weights = tiny_models.vision_weights(shape, seed)
+    (tmp_path / 'v.onnx').write_bytes(vision_graph(weights, shape).SerializeToString())
+    engine = OnnxRuntimeVision(tmp_path / 'v.onnx', n_threads=1)
+    image = pixels(seed, shape.image_size)
+
+    tokens = engine.encode(image, CancelToken())
+
+    expected = reference(weights, shape, image)
+    assert tokens.shape == (shape.n_tokens, shape.n_embd)
+    assert np.abs(tokens - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_it_says_what_it_is(vision: OnnxRuntimeVision) -> None:
+    assert (vision.image_size, vision.n_tokens, vision.n_embd) == (32, 4, 64)
+    assert 'onnxruntime' in vision.description
+
+
+def test_the_same_image_gives_the_same_tokens(vision: OnnxRuntimeVision) -> None:
+    first = vision.encode(pixels(0), CancelToken())
+    vision.encode(pixels(1), CancelToken())
+
+    np.testing.assert_array_equal(vision.encode(pixels(0), CancelToken()), first)
+
+
+def test_a_set_token_interrupts_before_the_run(vision: OnnxRuntimeVision) -> None:
+    cancel = CancelToken()
+    cancel.set()
+
+    with pytest.raises(InterruptedAnswerError):
+        vision.encode(pixels(0), cancel)
+
+
+class WatchedToken(CancelToken):
+    """Tells when the session runs under it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.running = threading.Event()
+
+    @contextmanager
+    def on_set(self, callback: Callable[[], None]) -> Iterator[None]:
+        with super().on_set(callback):
+            self.running.set()
+            yield
+
+
+def test_a_run_is_interrupted_and_the_next_one_works(vision: OnnxRuntimeVision) -> None:
+    expected = vision.encode(pixels(0), CancelToken())
+    for _ in range(20):
+        cancel = WatchedToken()
+        thread = threading.Thread(target=lambda token=cancel: token.running.wait(10) and token.set())
+        thread.start()
+        try:
+            vision.encode(pixels(0), cancel)
+        except InterruptedAnswerError:
+            pass
+        thread.join()
+
+    np.testing.assert_array_equal(vision.encode(pixels(0), CancelToken()), expected)
+
+
+def test_a_token_set_during_the_run_stops_the_session(vision: OnnxRuntimeVision) -> None:
+    class SetsItself(CancelToken):
+        @contextmanager
+        def on_set(self, callback: Callable[[], None]) -> Iterator[None]:
+            with super().on_set(callback):
+                self.set()
+                yield
+
+    with pytest.raises(InterruptedAnswerError):
+        vision.encode(pixels(0), SetsItself())
+
+    assert vision.encode(pixels(0), CancelToken()).shape == (4, 64)
+
+
+@pytest.mark.parametrize('shape', [(1, 3, 16, 16), (1, 3, 32), (2, 3, 32, 32)])
+def test_pixels_of_another_shape_are_an_error(vision: OnnxRuntimeVision, shape: tuple[int, ...]) -> None:
+    with pytest.raises(EngineError, match='failed on an image'):
+        vision.encode(np.zeros(shape, np.float32), CancelToken())
+
+
+def test_values_that_are_not_finite_are_an_error(vision: OnnxRuntimeVision) -> None:
+    with pytest.raises(EngineError, match='not finite'):
+        vision.encode(np.full((1, 3, 32, 32), np.nan, np.float32), CancelToken())
+
+
+def test_it_may_be_closed_twice_and_says_that_it_is_closed(vision: OnnxRuntimeVision) -> None:
+    vision.close()
+    vision.close()
+
+    with pytest.raises(EngineError, match='closed'):
+        vision.encode(pixels(0), CancelToken())
+
+
+@pytest.mark.parametrize('share', [0.0, 0.3, 0.99])
+def test_a_truncated_file_is_an_error_that_names_it(vision_path: Path, tmp_path: Path, share: float) -> None:
+    data = vision_path.read_bytes()
+    (tmp_path / 'cut.onnx').write_bytes(data[: int(len(data) * share)])
+
+    with pytest.raises(EngineError, match=r'cut\.onnx.*Rebuild'):
+        OnnxRuntimeVision(tmp_path / 'cut.onnx')
+
+
+def test_a_file_of_garbage_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / 'bad.onnx').write_bytes(b'no model' * 100)
+
+    with pytest.raises(EngineError, match=r'bad\.onnx'):
+        OnnxRuntimeVision(tmp_path / 'bad.onnx')
+
+
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r'nothing\.onnx'):
+        OnnxRuntimeVision(tmp_path / 'nothing.onnx')
+
+
+@pytest.mark.parametrize(
+    ('n_inputs', 'shape_in', 'shape_out'),
+    [
+        (1, [1, 3, 8, 8], [1, 192]),
+        (1, [1, 3, 8, 4], [1, 96, 1]),
+        (1, [1, 1, 8, 8], [1, 64, 1]),
+        (1, ['n', 3, 8, 8], ['n', 192, 1]),
+        (2, [1, 3, 8, 8], [1, 192, 1]),
+    ],
+    ids=str,
+)
+def test_a_graph_of_another_kind_is_an_error(tmp_path: Path, n_inputs: int, shape_in: Any, shape_out: Any) -> None:
+    from onnx import TensorProto, helper, numpy_helper
+
+    inputs = [helper.make_tensor_value_info(f'x{i}', TensorProto.FLOAT, shape_in) for i in range(n_inputs)]
+    target = np.asarray([n if isinstance(n, int) else -1 for n in shape_out], np.int64)
+    graph = helper.make_graph(
+        [helper.make_node('Reshape', ['x0', 'shape'], ['y'])],
+        'other',
+        inputs,
+        [helper.make_tensor_value_info('y', TensorProto.FLOAT, shape_out)],
+        [numpy_helper.from_array(target, 'shape')],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=8)
+    (tmp_path / 'other.onnx').write_bytes(model.SerializeToString())
+
+    with pytest.raises(EngineError, match='expected one input'):
+        OnnxRuntimeVision(tmp_path / 'other.onnx')
