@@ -19,7 +19,7 @@ from mobilevlm_ros.errors import EngineError, InterruptedAnswerError, MobileVLME
 from mobilevlm_ros.runtime.cancel import CancelToken
 from mobilevlm_ros.runtime.formats import PreparedQuestion, parse_json_answer, prepare
 from mobilevlm_ros.runtime.generate import Generation, generate
-from mobilevlm_ros.runtime.language import EmbeddingSegment, LanguageEngine, TokenSegment
+from mobilevlm_ros.runtime.language import EmbeddingSegment, LanguageEngine, Segment, TokenSegment
 from mobilevlm_ros.runtime.options import score_options
 from mobilevlm_ros.runtime.preprocess import PreprocessSpec, preprocess
 from mobilevlm_ros.runtime.prompt import PromptTemplate, prompt_hash
@@ -175,7 +175,7 @@ class Assistant:
         before, after = self._template.chunks(prepared.text, self.language)
         key = _frame_key(frame)
         image = EmbeddingSegment(key, self._vision.n_tokens, lambda: self._encode(key, frame, cancel, timing))
-        segments = [TokenSegment(tuple(before)), image, TokenSegment(tuple(after))]
+        segments: list[Segment] = [TokenSegment(tuple(before)), image, TokenSegment(tuple(after))]
         if not before:
             del segments[0]
         n_prompt = sum(segment.n_positions for segment in segments)
@@ -270,10 +270,9 @@ class Assistant:
         )
 
     def _hash(self, prepared: PreparedQuestion, settings: AssistantSettings) -> str:
-        return prompt_hash(
-            self._template.render(prepared.text),
-            repr((self.model_id, self._template.name, self._spec, prepared.options, prepared.schema, settings.sampling)),
-        )
+        template, spec, sampling = self._template, self._spec, settings.sampling
+        described = repr((self.model_id, template.name, spec, prepared.options, prepared.schema, sampling))
+        return prompt_hash(template.render(prepared.text), described)
 
     def forget(self) -> None:
         """Drop everything that is kept of earlier frames."""
