@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
 from typing import Any
@@ -19,7 +20,8 @@ from robot import Robot, wait_until
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image, PointCloud2
 
-from mobilevlm_ros.node.camera import stamp_of_serialized
+from mobilevlm_ros.errors import BadImageError
+from mobilevlm_ros.node.camera import _decode_compressed, _decode_raw, stamp_of_serialized
 
 Pixels = NDArray[np.uint8]
 
@@ -193,6 +195,21 @@ def test_stamp_is_read_without_deserialising(sec: int, nanosec: int) -> None:
     message.header.stamp.sec, message.header.stamp.nanosec = sec, nanosec
     serialized = serialize_message(message)
     assert stamp_of_serialized(serialized) == sec * 1_000_000_000 + nanosec
+
+
+@given(st.data())
+def test_damaged_serialized_messages_are_bad_images(data: st.DataObject) -> None:
+    raw = Image(height=4, width=4, encoding='rgb8', step=12, data=bytes(48))
+    compressed = CompressedImage(format='jpeg', data=bytes(50))
+    message, decode = data.draw(st.sampled_from([(raw, _decode_raw), (compressed, _decode_compressed)]))
+    damaged = bytearray(serialize_message(message))
+    for _ in range(data.draw(st.integers(1, 6))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    damaged = damaged[: data.draw(st.integers(0, len(damaged)))]
+    stamp_of_serialized(bytes(damaged))
+    with contextlib.suppress(BadImageError):
+        rgb_hwc, _ = decode(bytes(damaged))
+        assert rgb_hwc.ndim == 3
 
 
 def test_stamp_of_big_endian_and_of_too_short_messages() -> None:
