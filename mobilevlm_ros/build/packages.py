@@ -10,17 +10,9 @@ import zlib
 from pathlib import Path
 
 from mobilevlm_ros.errors import BuildError
+from mobilevlm_ros.runtime.bundle import sha256_of
 
-__all__ = ['fetch_wheel', 'read_member', 'sha256_of']
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    digest = hashlib.sha256()
-    with path.open('rb') as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+__all__ = ['fetch_wheel', 'read_member']
 
 
 def fetch_wheel(requirement: str, wheel_sha256: str, downloads: Path, local: Path | None = None) -> Path:

@@ -26,7 +26,7 @@ from mobilevlm_ros.runtime.language import LanguageOptions
 from mobilevlm_ros.runtime.preprocess import PreprocessSpec
 from mobilevlm_ros.runtime.prompt import TEMPLATES, PromptTemplate
 
-__all__ = ['DESCRIPTION', 'FORMAT_VERSION', 'Bundle', 'file_entry', 'open_bundle', 'write_description']
+__all__ = ['DESCRIPTION', 'FORMAT_VERSION', 'Bundle', 'file_entry', 'open_bundle', 'sha256_of', 'write_description']
 
 DESCRIPTION = 'bundle.json'
 FORMAT_VERSION = 1
@@ -245,7 +245,7 @@ def _check_files(path: Path, description: dict[str, Any], verify_hashes: bool, r
             raise BundleIncompleteError(f'{file} has {size} bytes, expected {entry["bytes"]}. {rebuild}')
     if verify_hashes:
         for name, entry in files.items():
-            digest = _sha256(path / name)
+            digest = sha256_of(path / name)
             if digest != entry['sha256']:
                 raise BundleHashError(
                     f'{path / name} has SHA-256 {digest[:12]}…, expected {entry["sha256"][:12]}…: '
@@ -253,7 +253,8 @@ def _check_files(path: Path, description: dict[str, Any], verify_hashes: bool, r
                 )
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
     digest = hashlib.sha256()
     with path.open('rb') as file:
         while block := file.read(1 << 20):
@@ -263,7 +264,7 @@ def _sha256(path: Path) -> str:
 
 def file_entry(path: Path) -> dict[str, Any]:
     """The entry of one file in ``files``."""
-    return {'bytes': path.stat().st_size, 'sha256': _sha256(path)}
+    return {'bytes': path.stat().st_size, 'sha256': sha256_of(path)}
 
 
 def write_description(path: Path, description: dict[str, Any]) -> None:

@@ -19,10 +19,9 @@ from safetensors.numpy import save_file
 
 from mobilevlm_ros.build import nano
 from mobilevlm_ros.build.nano import build_nano
-from mobilevlm_ros.build.packages import sha256_of
 from mobilevlm_ros.errors import BuildError
 from mobilevlm_ros.paths import shared_file
-from mobilevlm_ros.runtime.bundle import DESCRIPTION, open_bundle
+from mobilevlm_ros.runtime.bundle import DESCRIPTION, open_bundle, sha256_of
 from mobilevlm_ros.runtime.cancel import CancelToken
 from mobilevlm_ros.runtime.loading import load_assistant_from
 from mobilevlm_ros.runtime.vision.onnxruntime import OnnxRuntimeVision

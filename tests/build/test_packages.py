@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from mobilevlm_ros.build.packages import fetch_wheel, read_member, sha256_of
+from mobilevlm_ros.build.packages import fetch_wheel, read_member
 from mobilevlm_ros.errors import BuildError
+from mobilevlm_ros.runtime.bundle import sha256_of
 
 REQUIREMENT = 'tiny-parts==1.2.3'
 
