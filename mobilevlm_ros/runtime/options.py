@@ -56,12 +56,9 @@ def score_options(engine: LanguageEngine, options: Sequence[str], cancel: Cancel
         for spelling in _spellings(option, engine):
             _insert(root, engine.tokenize(spelling), index)
     log_probabilities = np.full(len(options), -np.inf)
-    n_start = engine.n_past
     first = log_softmax(engine.logits())
     mass = float(np.exp(_branch_logits(root, first, engine).astype(np.float64)).sum())
     n_steps = _descend(root, first, 0.0, log_probabilities, engine, cancel)
-    if n_steps:
-        engine.rewind(n_start)
     probabilities = np.exp(log_probabilities - log_probabilities.max())
     probabilities /= probabilities.sum()
     return OptionScores(tuple(float(p) for p in probabilities), min(mass, 1.0), n_steps)

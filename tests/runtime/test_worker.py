@@ -473,4 +473,5 @@ def test_no_thread_is_left_after_stop(make_desk: Callable[..., Desk]) -> None:
     left = [thread for thread in threading.enumerate() if thread.name == 'deadline']
     for thread in left:
         thread.join(WAIT_S)
+    assert not any(thread.is_alive() for thread in left)
     assert not any(thread.name == 'question-worker' and thread.is_alive() for thread in threading.enumerate())

@@ -407,6 +407,29 @@ def test_cancel_between_segments_keeps_what_was_done(make_engine: EngineMaker) -
     np.testing.assert_array_equal(engine.logits(), logits_of(make_engine(), *segments))
 
 
+def test_cancel_between_batches_of_an_image_takes_the_image_back(
+    make_engine: EngineMaker, image_segment: ImageMaker
+) -> None:
+    class SetAtTheSecondBatchOfTheImage(CancelToken):
+        n_calls = 0
+
+        @contextmanager
+        def on_set(self, callback: Callable[[], None]) -> Iterator[None]:
+            self.n_calls += 1
+            with super().on_set(callback):
+                if self.n_calls == 3:  # one batch before the image, one of it
+                    self.set()
+                yield
+
+    engine, segments = make_engine(n_batch=4), [BEFORE, image_segment(1, n_positions=8), AFTER]
+
+    with pytest.raises(InterruptedAnswerError):
+        engine.prefill(segments, SetAtTheSecondBatchOfTheImage())
+
+    assert engine.n_past == 3
+    np.testing.assert_array_equal(logits_of(engine, *segments), logits_of(make_engine(n_batch=4), *segments))
+
+
 def test_cancel_while_appending_takes_nothing_with_it(make_engine: EngineMaker, big_gguf: Path) -> None:
     engine = make_engine(big_gguf, n_ctx=1024, n_batch=1024)
     engine.prefill([BEFORE], CancelToken())

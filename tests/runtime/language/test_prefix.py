@@ -60,6 +60,17 @@ def test_a_state_knows_its_size() -> None:
     assert (state.n_segments, state.n_positions) == (2, 3)
 
 
+def test_using_a_state_keeps_it_longer() -> None:
+    cache = PrefixCache(2)
+    cache.save([A], 'a')
+    cache.save([B], 'b')
+
+    cache.match_saved([A])
+    cache.save([C], 'c')
+
+    assert (cache.has([A]), cache.has([B]), cache.has([C])) == (True, False, True)
+
+
 @given(st.integers(0, 3), st.lists(st.tuples(st.booleans(), st.integers(0, 5)), max_size=30))
 def test_what_is_kept_is_what_was_used_last(capacity: int, steps: list[tuple[bool, int]]) -> None:
     cache = PrefixCache(capacity)
