@@ -41,6 +41,8 @@ os.environ.setdefault('FASTDDS_DEFAULT_PROFILES_FILE', str(Path(__file__).parent
 RESULTS = Path(__file__).parent / 'results'
 HEIGHT, WIDTH, RATE_HZ = 480, 640, 30.0
 RUNS = 7
+# An answer that goes on: nano has little to say by itself.
+LONG = {'format': 3, 'json_schema': '{"type": "array", "items": {"type": "integer"}, "minItems": 900}'}
 
 
 def machine() -> dict[str, Any]:
@@ -124,24 +126,33 @@ def node_process(bundle: str, topic: str) -> Iterator[psutil.Process]:
             process.wait(20.0)
 
 
-class Client:
-    """Asks the node and waits."""
+class Listener:
+    """A node of our own, whose callbacks run in a thread."""
 
     def __init__(self) -> None:
         import rclpy
-        from mobilevlm_msgs.action import AskImage as AskImageAction
-        from mobilevlm_msgs.srv import AskImage
-        from rclpy.action import ActionClient
         from rclpy.executors import SingleThreadedExecutor
 
-        rclpy.init()
-        self.node = rclpy.create_node('bench_client')
-        self._request, self._goal = AskImage.Request, AskImageAction.Goal
-        self._service = self.node.create_client(AskImage, '/vqa_node/ask_image')
-        self._action = ActionClient(self.node, AskImageAction, '/vqa_node/ask_image')
+        if not rclpy.ok():
+            rclpy.init()
+        self.node = rclpy.create_node(f'bench_{os.getpid()}_{time.monotonic_ns()}')
         executor = SingleThreadedExecutor()
         executor.add_node(self.node)
         threading.Thread(target=executor.spin, daemon=True).start()
+
+
+class Client(Listener):
+    """Asks the node and waits."""
+
+    def __init__(self) -> None:
+        from mobilevlm_msgs.action import AskImage as AskImageAction
+        from mobilevlm_msgs.srv import AskImage
+        from rclpy.action import ActionClient
+
+        super().__init__()
+        self._request, self._goal = AskImage.Request, AskImageAction.Goal
+        self._service = self.node.create_client(AskImage, '/vqa_node/ask_image')
+        self._action = ActionClient(self.node, AskImageAction, '/vqa_node/ask_image')
         self._service.wait_for_service(60.0)
         self._action.wait_for_server(60.0)
         end_s = time.monotonic() + 60.0
@@ -206,7 +217,7 @@ def stopping(client: Client) -> dict[str, Any]:
     after_cancel, after_deadline, kept = [], [], True
     for run in range(RUNS):
         texts: list[str] = []
-        handle = client.goal(texts.append, image=image_msg(2000 + run), max_tokens=400)
+        handle = client.goal(texts.append, image=image_msg(2000 + run), max_tokens=1500, **LONG)
         while len(texts) < 6:
             time.sleep(0.001)
         started_s = time.monotonic()
@@ -216,7 +227,7 @@ def stopping(client: Client) -> dict[str, Any]:
         kept = kept and bool(result.answer) and result.detail.result_code == 301
         # In the middle of the vision engine, of the prompt, and of decoding.
         deadline_s = (0.1, 0.3, 2.5)[run % 3]
-        detail = client.ask(image=image_msg(3000 + run), max_tokens=400, deadline_s=deadline_s).detail
+        detail = client.ask(image=image_msg(3000 + run), max_tokens=1500, deadline_s=deadline_s, **LONG).detail
         assert detail.result_code == 302, detail.message
         after_deadline.append(detail.timing.total_s - deadline_s)
     return {
@@ -228,8 +239,9 @@ def stopping(client: Client) -> dict[str, Any]:
     }
 
 
-def load(client: Client, topic: str) -> dict[str, Any]:
-    """BUSY latency, and the rate at which images are taken while the node decodes."""
+@contextmanager
+def camera_rates(node: Any) -> Iterator[list[float]]:
+    """The camera's rate in images a second, as the node's diagnostics tell it while the block runs."""
     from diagnostic_msgs.msg import DiagnosticArray
 
     rates: list[float] = []
@@ -239,13 +251,21 @@ def load(client: Client, topic: str) -> dict[str, Any]:
             if 'camera' in status.name:
                 rates.extend(float(pair.value) for pair in status.values if pair.key == 'rate (Hz)')
 
-    subscription = client.node.create_subscription(DiagnosticArray, '/diagnostics', on_diagnostics, 10)
-    with camera('raw', topic):
+    subscription = node.create_subscription(DiagnosticArray, '/diagnostics', on_diagnostics, 10)
+    try:
+        yield rates
+    finally:
+        node.destroy_subscription(subscription)
+
+
+def load(client: Client, topic: str) -> dict[str, Any]:
+    """BUSY latency, and the rate at which images are taken while the node decodes."""
+    with camera_rates(client.node) as rates, camera('raw', topic):
         time.sleep(3.0)
         rates.clear()
         time.sleep(5.0)
         idle_hz = statistics.median(rates)
-        open_questions = [client.send(max_tokens=250, image=image_msg(4000 + n)) for n in range(2)]
+        open_questions = [client.send(max_tokens=400, image=image_msg(4000 + n), **LONG) for n in range(2)]
         time.sleep(1.0)
         busy = []
         for _ in range(20):
@@ -255,7 +275,6 @@ def load(client: Client, topic: str) -> dict[str, Any]:
         rates.clear()
         for future in open_questions:
             _wait(future)
-    client.node.destroy_subscription(subscription)
     return {
         'busy_answer_median_s': statistics.median(busy),
         'busy_answer_max_s': max(busy),
@@ -266,8 +285,10 @@ def load(client: Client, topic: str) -> dict[str, Any]:
 
 def watch(bundle: str, kind: str, topic: str, seconds: float) -> dict[str, Any]:
     """CPU share of one core and growth of memory while a camera plays and nobody asks."""
-    with node_process(bundle, topic) as process, camera(kind, topic):
+    listener = Listener()
+    with node_process(bundle, topic) as process, camera(kind, topic), camera_rates(listener.node) as rates:
         time.sleep(10.0)
+        rates.clear()
         cpu_s, rss = sum(process.cpu_times()[:2]), process.memory_info().rss
         started_s = time.monotonic()
         while (elapsed_s := time.monotonic() - started_s) < seconds:
@@ -276,8 +297,10 @@ def watch(bundle: str, kind: str, topic: str, seconds: float) -> dict[str, Any]:
         elapsed_s = time.monotonic() - started_s
         share = (sum(process.cpu_times()[:2]) - cpu_s) / elapsed_s
         growth = process.memory_info().rss - rss
+        rate_hz = len(rates) and statistics.mean(rates)
     print(file=sys.stderr)
-    return {f'watch_{kind}_s': elapsed_s, f'watch_{kind}_cpu_share': share, f'watch_{kind}_growth_mib': growth / 2**20}
+    figures = {'s': elapsed_s, 'rate_hz': rate_hz, 'cpu_share': share, 'growth_mib': growth / 2**20}
+    return {f'watch_{kind}_{name}': value for name, value in figures.items()}
 
 
 def main() -> int:
