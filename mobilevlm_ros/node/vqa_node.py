@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,6 @@ _NOTICES = {
     CameraNotice.INCOMPATIBLE_QOS: EventMsg.CAMERA_INCOMPATIBLE_QOS,
     CameraNotice.UNSUPPORTED: EventMsg.CAMERA_UNSUPPORTED,
 }
-_Transition = Callable[[], None]
 
 
 class VqaNode(LifecycleNode):
@@ -51,7 +51,10 @@ class VqaNode(LifecycleNode):
         parameters.declare(self)
         self.add_on_set_parameters_callback(self._on_set_parameters)
         self._health = Health()
-        self._doors: Doors | None = None
+        # What exists from configure to cleanup, and from activate to deactivate; closed in reverse order, once.
+        self._configured, self._activated = ExitStack(), ExitStack()
+        self._event_publisher: Any = None
+        self._model_publisher: Any = None
         self._session: Session | None = None
         self._cameras: list[CameraInput] = []
         self._frames: FrameStore | None = None
@@ -59,7 +62,6 @@ class VqaNode(LifecycleNode):
         self._counted: tuple[float, dict[str, tuple[int, int]]] = (time.monotonic(), {})
         # Wall time, not ROS time: a paused simulation must not hide a broken camera.
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self._configured: list[Callable[[], Any]] = []
         self._jump = self.get_clock().create_jump_callback(
             JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-1), on_clock_change=True),
             post_callback=self._on_time_jump,
@@ -74,11 +76,11 @@ class VqaNode(LifecycleNode):
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Read the parameters, check the bundle, open the doors; questions are answered NOT_ACTIVE for now."""
-        return self._transition('configure', self._configure, undo=self._cleanup)
+        return self._transition('configure', self._configure)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the model and listen to the cameras."""
-        return self._transition('activate', self._activate, undo=self._deactivate)
+        return self._transition('activate', self._activate)
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Interrupt what runs, stop listening, free the memory."""
@@ -101,80 +103,82 @@ class VqaNode(LifecycleNode):
 
         return self._transition('recover', release)
 
-    def _transition(self, name: str, action: _Transition, undo: _Transition | None = None) -> TransitionCallbackReturn:
+    def _transition(self, name: str, action: Callable[[], None]) -> TransitionCallbackReturn:
         try:
             action()
             return TransitionCallbackReturn.SUCCESS
         except MobileVLMError as error:
-            self.get_logger().error(f'cannot {name}: {error}')
-            self._health.note_error(str(error))
+            problem = str(error)
         except Exception as error:  # rclpy would swallow it without a word
-            self.get_logger().error(f'cannot {name}: {type(error).__name__}: {error}')
-            self._health.note_error(f'{type(error).__name__}: {error}')
-            if undo is None:
-                return TransitionCallbackReturn.ERROR
-        if undo is not None:
-            undo()
+            problem = f'{type(error).__name__}: {error}'
+        self.get_logger().error(f'cannot {name}: {problem}')
+        self._health.note_error(problem)
         return TransitionCallbackReturn.FAILURE
 
     def _configure(self) -> None:
         parameters.declare_cameras(self)
         settings = self.settings
-        budget = Session.check(settings)
-        self.get_logger().info(budget)
-        latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-        self._event_publisher = self.create_publisher(EventMsg, '~/event', QoSProfile(depth=16))
-        self._model_publisher = self.create_publisher(ModelInfoMsg, '~/model_info', latched)
-        self._diagnostics_publisher = self.create_publisher(DiagnosticArray, '/diagnostics', QoSProfile(depth=10))
-        timer = self.create_timer(settings.diagnostics_period_s, self._report, clock=self._steady)
-        self._doors = Doors(
-            self,
-            submit=self._submit,
-            settings=lambda: self.settings,
-            frames=self._active_frames,
-            on_answer=self._on_answer,
-        )
-        self._configured = [
-            self._doors.close,
-            lambda: self.destroy_timer(timer),
-            lambda: self.destroy_publisher(self._event_publisher),
-            lambda: self.destroy_publisher(self._model_publisher),
-            lambda: self.destroy_publisher(self._diagnostics_publisher),
-        ]
+        self.get_logger().info(Session.check(settings))
+        with ExitStack() as stack:
+            latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+            self._event_publisher = self._publisher(stack, EventMsg, '~/event', QoSProfile(depth=16))
+            self._model_publisher = self._publisher(stack, ModelInfoMsg, '~/model_info', latched)
+            diagnostics = self._publisher(stack, DiagnosticArray, '/diagnostics', QoSProfile(depth=10))
+            timer = self.create_timer(
+                settings.diagnostics_period_s, lambda: diagnostics.publish(self._diagnostics()), clock=self._steady
+            )
+            stack.callback(self.destroy_timer, timer)
+            doors = Doors(
+                self,
+                submit=self._submit,
+                settings=lambda: self.settings,
+                frames=self._active_frames,
+                on_answer=self._on_answer,
+            )
+            stack.callback(doors.close)
+            self._configured = stack.pop_all()
+
+    def _publisher(self, stack: ExitStack, message_type: type[Any], name: str, qos: QoSProfile) -> Any:
+        publisher = self.create_publisher(message_type, name, qos)
+        stack.callback(self.destroy_publisher, publisher)
+        return publisher
 
     def _cleanup(self) -> None:
-        while self._configured:
-            self._configured.pop(0)()
-        self._doors = None
+        self._event_publisher = self._model_publisher = None
+        self._configured.close()
 
     def _activate(self) -> None:
         settings = self.settings
-        self._frames = FrameStore([camera.name for camera in settings.cameras], self._now_ns)
-        self._session = Session.open(settings)
-        self._cameras = [
-            CameraInput(self, camera, self._frames, self._now_ns, self._on_notice) for camera in settings.cameras
-        ]
-        self._look_timer = self.create_timer(_LOOK_PERIOD_S, self._look, clock=self._steady)
-        self._look()
-        info = self._session.info_msg(stamp_msg(self._now_ns()))
-        self._model_publisher.publish(info)
+        with ExitStack() as stack:
+            frames = FrameStore([camera.name for camera in settings.cameras], self._now_ns)
+            session = Session.open(settings)
+            stack.callback(session.close)
+            # Before the session closes, questions must find none: they are refused instead of lost.
+            stack.callback(self._forget_session)
+            self._frames, self._session = frames, session
+            for camera in settings.cameras:
+                self._cameras.append(CameraInput(self, camera, frames, self._now_ns, self._on_notice))
+                stack.callback(self._cameras[-1].close)
+            stack.callback(self.destroy_timer, self.create_timer(_LOOK_PERIOD_S, self._look, clock=self._steady))
+            self._look()
+            info = session.info_msg(stamp_msg(self._now_ns()))
+            self._model_publisher.publish(info)
+            self._activated = stack.pop_all()
         if info.warning:
             self.get_logger().warning(info.warning.strip())
         message = f'{info.model_id} is loaded in {info.load_s:.1f} s and answers'
         self.get_logger().info(message)
         self._event(EventMsg.MODEL_LOADED, message)
 
-    def _deactivate(self) -> None:
-        for camera in self._cameras:
-            camera.close()
-        if self._cameras:
-            self.destroy_timer(self._look_timer)
+    def _forget_session(self) -> None:
+        self._frames = self._session = None
         self._cameras = []
-        self._frames = None
         self._lost.clear()
-        if self._session is not None:
-            session, self._session = self._session, None
-            session.close()
+
+    def _deactivate(self) -> None:
+        was_active = self._session is not None
+        self._activated.close()
+        if was_active:
             self._event(EventMsg.MODEL_UNLOADED, 'the model was unloaded and its memory freed')
 
     def autostart(self) -> bool:
@@ -252,11 +256,11 @@ class VqaNode(LifecycleNode):
             self.get_logger().warning('time jumped: the frames that were kept are forgotten')
 
     def _event(self, kind: int, message: str, **fields: Any) -> None:
-        if self._configured and self.context.ok():
+        if self._event_publisher is not None and self.context.ok():
             stamp = stamp_msg(self._now_ns())
             self._event_publisher.publish(EventMsg(stamp=stamp, kind=kind, message=message, **fields))
 
-    def _report(self) -> None:
+    def _diagnostics(self) -> DiagnosticArray:
         settings = self.settings
         cameras = self._frames.status() if self._frames is not None else []
         before_s, before = self._counted
@@ -282,7 +286,7 @@ class VqaNode(LifecycleNode):
         )
         array = DiagnosticArray(status=statuses(self.get_fully_qualified_name().strip('/'), state, self._health))
         array.header.stamp = stamp_msg(self._now_ns())
-        self._diagnostics_publisher.publish(array)
+        return array
 
     # -- parameters ---------------------------------------------------------------------------------------------------
 

@@ -125,7 +125,10 @@ class FrameStore:
             )
         decoded = pending.frame(camera, age_s=0.0)
         # After decoding: the age is that of the pixels at the moment they are used.
-        frame = replace(decoded, age_s=pending.age_s(self._now_ns()))
+        now_ns = self._now_ns()
+        if now_ns < pending.received_ns:
+            raise NoFrameError(f'no image of camera {camera!r} has arrived since time jumped back')
+        frame = replace(decoded, age_s=pending.age_s(now_ns))
         if not frame.age_s <= max_age_s:  # a limit that is no number lets nothing through
             raise StaleFrameError(
                 f'the newest image of camera {camera!r} is {frame.age_s:.3f} s old, the limit is {max_age_s:.3f} s: '

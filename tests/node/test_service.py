@@ -257,7 +257,8 @@ def test_deadline_returns_what_was_said(robot: Robot, photo: Pixels) -> None:
     started_s = time.monotonic()
     answer = robot.ask(max_tokens=LONG_TOKENS, deadline_s=0.3)
     assert answer.result_code == Answer.TIMEOUT
-    assert time.monotonic() - started_s < 0.5
+    assert 0.3 <= answer.timing.total_s < 0.5
+    assert time.monotonic() - started_s < 2.0
     assert answer.text
     answers_next(robot, photo)
 
