@@ -7,6 +7,7 @@ A bundle that was made from the same ingredients is left as it is.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ import mobilevlm_ros
 from mobilevlm_ros.build.clip_weights import clip_weights_from_quantized_onnx
 from mobilevlm_ros.build.packages import fetch_wheel, read_member
 from mobilevlm_ros.build.vision_graph import VisionShape, vision_graph
-from mobilevlm_ros.errors import BuildError, BundleError
+from mobilevlm_ros.errors import BuildError, BundleError, DependencyError
 from mobilevlm_ros.paths import cache_dir, shared_file
 from mobilevlm_ros.runtime.bundle import (
     FORMAT_VERSION,
@@ -48,6 +49,7 @@ def build_nano(
     :param packages: a folder that holds the two wheels; None: download them.
     :param on_step: told what is being done.
     :raise BuildError: if an ingredient is missing, damaged or does not fit, or the disk is full.
+    :raise DependencyError: if a library that only building needs is missing.
     """
     manifest = _read_yaml(shared_file('models/nano/manifest.yaml'))
     settings = _read_profile(profile)
@@ -63,6 +65,7 @@ def build_nano(
     if finished is not None:
         on_step(f'nano is built already: {out}')
         return finished
+    _check_libraries()
     _check_room(out)
     partial = out.with_name(out.name + '.partial')
     shutil.rmtree(partial, ignore_errors=True)
@@ -139,6 +142,13 @@ def _assemble(
         'files': {name: file_entry(partial / name) for name in names},
     }
     write_description(partial, description)
+
+
+def _check_libraries() -> None:
+    missing = [name for name in ('onnx', 'safetensors') if importlib.util.find_spec(name) is None]
+    if missing:
+        names = ' '.join(missing)
+        raise DependencyError(f'building needs {names}, which is not installed. Install it with: pip install {names}')
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 
 from mobilevlm_ros.build import nano
 from mobilevlm_ros.build.nano import build_nano
-from mobilevlm_ros.errors import BuildError
+from mobilevlm_ros.errors import BuildError, DependencyError
 from mobilevlm_ros.paths import shared_file
 from mobilevlm_ros.runtime.bundle import DESCRIPTION, open_bundle, sha256_of
 from mobilevlm_ros.runtime.cancel import CancelToken
@@ -380,3 +380,10 @@ def test_the_shipped_manifest_describes_a_bundle() -> None:
     assert projector['model.mm_projector.peg.peg.0.weight'].shape == (n_embd, 1, 3, 3)
     assert 'MobileVLM' not in json.dumps(manifest['name'])
     assert manifest['warning']
+
+
+def test_a_missing_library_is_told_before_the_work(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nano.importlib.util, 'find_spec', lambda name: None if name == 'onnx' else object())
+    with pytest.raises(DependencyError, match='pip install onnx$'):
+        workshop.build()
+    assert workshop.steps == []
