@@ -384,6 +384,6 @@ def test_the_shipped_manifest_describes_a_bundle() -> None:
 
 def test_a_missing_library_is_told_before_the_work(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nano.importlib.util, 'find_spec', lambda name: None if name == 'onnx' else object())
-    with pytest.raises(DependencyError, match='pip install onnx$'):
+    with pytest.raises(DependencyError, match=r'pip install onnx$'):
         workshop.build()
     assert workshop.steps == []
