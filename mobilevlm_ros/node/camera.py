@@ -6,7 +6,6 @@ alone decoded, which keeps a 30 Hz camera at a few per cent of one core. Only th
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from enum import Enum, auto
 from typing import Any
@@ -22,12 +21,11 @@ from rclpy.qos import (
     qos_policy_name_from_kind,
 )
 from rclpy.qos_overriding_options import QoSOverridingOptions
-from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import CompressedImage, Image
 
-from mobilevlm_ros.errors import BadImageError
 from mobilevlm_ros.node.conversions import raw_pixels
 from mobilevlm_ros.node.parameters import CameraSettings
+from mobilevlm_ros.runtime.cdr import read_compressed_image, read_image, stamp_of
 from mobilevlm_ros.runtime.frames import FrameStore, PendingFrame
 from mobilevlm_ros.runtime.images import decode_compressed
 
@@ -36,7 +34,7 @@ try:
 except ImportError:  # ROS 2 Humble
     from rclpy.qos_event import SubscriptionEventCallbacks
 
-__all__ = ['CameraInput', 'CameraNotice', 'stamp_of_serialized']
+__all__ = ['CameraInput', 'CameraNotice']
 
 _TYPES: dict[str, type[Any]] = {'raw': Image, 'compressed': CompressedImage}
 _TYPE_NAMES = {'sensor_msgs/msg/Image': 'raw', 'sensor_msgs/msg/CompressedImage': 'compressed'}
@@ -129,7 +127,7 @@ class CameraInput:
         decode = _decode_raw if image_type == 'raw' else _decode_compressed
 
         def on_message(serialized: bytes) -> None:
-            pending = PendingFrame(stamp_of_serialized(serialized), self._now_ns(), lambda: decode(serialized))
+            pending = PendingFrame(stamp_of(serialized), self._now_ns(), lambda: decode(serialized))
             self._n_received += 1
             self._store.put(self._settings.name, pending)
 
@@ -176,31 +174,11 @@ class CameraInput:
             self.image_type = ''
 
 
-def stamp_of_serialized(serialized: bytes) -> int:
-    """Nanoseconds of the header's stamp, without deserialising; 0 if the message is too short to have one.
-
-    CDR: four bytes of encapsulation (the second one's lowest bit: little endian), then int32 sec, uint32 nanosec.
-    """
-    if len(serialized) < 12:
-        return 0
-    order = '<' if serialized[1] & 1 else '>'
-    sec, nanosec = struct.unpack_from(f'{order}iI', serialized, 4)
-    return int(sec) * 1_000_000_000 + int(nanosec)
-
-
-def _deserialize(serialized: bytes, message_type: type[Any]) -> Any:
-    try:
-        return deserialize_message(serialized, message_type)
-    # rclpy raises RuntimeError or its own RCLError; a text that is not UTF-8 makes a UnicodeDecodeError.
-    except (RuntimeError, ValueError, MemoryError) as error:
-        raise BadImageError(f'a camera message of {len(serialized)} bytes cannot be read: {error}') from error
-
-
 def _decode_raw(serialized: bytes) -> tuple[NDArray[np.uint8], str]:
-    image = _deserialize(serialized, Image)
-    return raw_pixels(image), image.header.frame_id
+    image = read_image(serialized)
+    return raw_pixels(image), image.frame_id
 
 
 def _decode_compressed(serialized: bytes) -> tuple[NDArray[np.uint8], str]:
-    image = _deserialize(serialized, CompressedImage)
-    return decode_compressed(image.data, image.format), image.header.frame_id
+    image = read_compressed_image(serialized)
+    return decode_compressed(image.data, image.format), image.frame_id

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 import uuid
 from typing import Any
@@ -10,18 +9,12 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from mobilevlm_msgs.msg import Answer, Event
 from numpy.typing import NDArray
 from rclpy.qos import QoSProfile, ReliabilityPolicy
-from rclpy.serialization import serialize_message
 from robot import Robot, wait_until
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image, PointCloud2
-
-from mobilevlm_ros.errors import BadImageError
-from mobilevlm_ros.node.camera import _decode_compressed, _decode_raw, stamp_of_serialized
 
 Pixels = NDArray[np.uint8]
 
@@ -187,31 +180,3 @@ class TestSimulatedTime:
         assert sim.ask().result_code == Answer.NO_FRAME
         sim.show(self.frame(sim, photo, 100.0))
         assert sim.ask().result_code == Answer.OK
-
-
-@given(st.integers(-(2**31), 2**31 - 1), st.integers(0, 999_999_999))
-def test_stamp_is_read_without_deserialising(sec: int, nanosec: int) -> None:
-    message = Image()
-    message.header.stamp.sec, message.header.stamp.nanosec = sec, nanosec
-    serialized = serialize_message(message)
-    assert stamp_of_serialized(serialized) == sec * 1_000_000_000 + nanosec
-
-
-@given(st.data())
-def test_damaged_serialized_messages_are_bad_images(data: st.DataObject) -> None:
-    raw = Image(height=4, width=4, encoding='rgb8', step=12, data=bytes(48))
-    compressed = CompressedImage(format='jpeg', data=bytes(50))
-    message, decode = data.draw(st.sampled_from([(raw, _decode_raw), (compressed, _decode_compressed)]))
-    damaged = bytearray(serialize_message(message))
-    for _ in range(data.draw(st.integers(1, 6))):
-        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
-    damaged = damaged[: data.draw(st.integers(0, len(damaged)))]
-    stamp_of_serialized(bytes(damaged))
-    with contextlib.suppress(BadImageError):
-        rgb_hwc, _ = decode(bytes(damaged))
-        assert rgb_hwc.ndim == 3
-
-
-def test_stamp_of_big_endian_and_of_too_short_messages() -> None:
-    assert stamp_of_serialized(bytes.fromhex('00000000 00000002 00000003')) == 2_000_000_003
-    assert stamp_of_serialized(b'\0\1\0\0abc') == 0
