@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import threading
 import time
 import uuid
@@ -96,9 +97,16 @@ class Robot:
             context.try_shutdown()
         for thread in self.threads:
             thread.join(WAIT_S)
-        self.node.destroy_node()
-        self.client.destroy_node()
         assert not any(thread.is_alive() for thread in self.threads)
+        self._action.destroy()
+        for executor, node in ((self._node_executor, self.node), (self._client_executor, self.client)):
+            executor.shutdown(timeout_sec=WAIT_S)
+            node.destroy_node()
+        for context in self._contexts:
+            context.destroy()
+        # A DDS participant goes with its context's last reference. Discovery on one machine reaches only the first
+        # 32 of them: without this, the robots of a long run stop finding their own clients.
+        gc.collect()
 
     # -- lifecycle ----------------------------------------------------------------------------------------------------
 
