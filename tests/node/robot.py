@@ -63,7 +63,7 @@ class Robot:
         self._client_executor = SingleThreadedExecutor(context=client_context)
         self._client_executor.add_node(self.client)
         self._service = self.client.create_client(AskImage, f'{ns}/vqa_node/ask_image')
-        self._action = ActionClient(self.client, AskImageAction, f'{ns}/vqa_node/ask_image')
+        self._action: Any = ActionClient(self.client, AskImageAction, f'{ns}/vqa_node/ask_image')
         self._change_state = self.client.create_client(ChangeState, f'{ns}/vqa_node/change_state')
         self._get_state = self.client.create_client(GetState, f'{ns}/vqa_node/get_state')
         self.questions = self.client.create_publisher(Question, f'{ns}/vqa_node/question', QoSProfile(depth=16))
@@ -98,7 +98,7 @@ class Robot:
         for thread in self.threads:
             thread.join(WAIT_S)
         assert not any(thread.is_alive() for thread in self.threads)
-        self._action.destroy()
+        self.drop_action_client()
         for executor, node in ((self._node_executor, self.node), (self._client_executor, self.client)):
             executor.shutdown(timeout_sec=WAIT_S)
             node.destroy_node()
@@ -107,6 +107,12 @@ class Robot:
         # A DDS participant goes with its context's last reference. Discovery on one machine reaches only the first
         # 32 of them: without this, the robots of a long run stop finding their own clients.
         gc.collect()
+
+    def drop_action_client(self) -> None:
+        """Let the client of the action go away."""
+        if self._action is not None:
+            self._action.destroy()
+            self._action = None
 
     # -- lifecycle ----------------------------------------------------------------------------------------------------
 

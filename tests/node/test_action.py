@@ -103,5 +103,5 @@ def test_client_that_goes_away_mid_answer(robot: Robot, photo: Pixels) -> None:
     feedback: list[Any] = []
     robot.goal(on_feedback=feedback.append, max_tokens=500)
     wait_until(lambda: len(feedback) > 5)
-    robot._action.destroy()
+    robot.drop_action_client()
     assert robot.ask().result_code == Answer.OK
