@@ -44,7 +44,8 @@ class OnnxRuntimeVision:
         try:
             session = ort.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
         except Exception as error:  # onnxruntime raises its own classes, derived from Exception or RuntimeError
-            raise EngineError(f'onnxruntime cannot load {path}: {error}. Rebuild the bundle.') from error
+            reason = ' '.join(str(error).split())  # some versions end it with a line break
+            raise EngineError(f'onnxruntime cannot load {path}: {reason}. Rebuild the bundle.') from error
         inputs, outputs = session.get_inputs(), session.get_outputs()
         shape_in = tuple(inputs[0].shape) if inputs else ()
         shape_out = tuple(outputs[0].shape) if outputs else ()
