@@ -248,7 +248,7 @@ def camera_rates(node: Any) -> Iterator[list[float]]:
 
     def on_diagnostics(message: Any) -> None:
         for status in message.status:
-            if 'camera' in status.name:
+            if status.name == 'vqa_node: camera camera':
                 rates.extend(float(pair.value) for pair in status.values if pair.key == 'rate (Hz)')
 
     subscription = node.create_subscription(DiagnosticArray, '/diagnostics', on_diagnostics, 10)
@@ -308,6 +308,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or '').splitlines()[0])
     parser.add_argument('--part', choices=['all', 'latency', 'stopping', 'load', 'watch'], default='all')
     parser.add_argument('--seconds', type=float, default=60.0, help='how long each camera is watched; default: 60')
+    parser.add_argument('--camera', choices=['raw', 'compressed'], help='watch this kind only')
     parser.add_argument('--bundle', default='', help='default: the embedded default, nano')
     options = parser.parse_args()
     figures: dict[str, Any] = {}
@@ -325,7 +326,7 @@ def main() -> int:
             if wanted('load'):
                 figures |= load(client, topic)
     if wanted('watch'):
-        for kind in ('raw', 'compressed'):
+        for kind in [options.camera] if options.camera else ['raw', 'compressed']:
             figures |= watch(options.bundle, kind, topic, options.seconds)
     for name, value in figures.items():
         print(f'{name:34} {value:.4f}' if isinstance(value, float) else f'{name:34} {value}')
