@@ -15,6 +15,7 @@ from mobilevlm_ros.types import Answer, AnswerFormat, Frame, Question, Timing
 
 __all__ = [
     'answer_msg',
+    'carries_image',
     'fill_result',
     'printable',
     'question_from',
@@ -71,17 +72,25 @@ def question_from(request: Any, question_id: str, default_deadline_s: float | No
     )
 
 
-def request_frame(request: Any, now_ns: int) -> Frame | None:
-    """The image that came with a request, decoded; None if there is none.
+def _has_raw(request: Any) -> bool:
+    raw = request.image
+    return bool(raw.height or raw.width or len(raw.data))
+
+
+def carries_image(request: Any) -> bool:
+    """Whether an image came with a request; a message of the question topic carries none."""
+    return hasattr(request, 'image') and (_has_raw(request) or bool(len(request.compressed_image.data)))
+
+
+def request_frame(request: Any, now_ns: int) -> Frame:
+    """The image that came with a request, decoded.
 
     :raise BadImageError: if there are two, or it cannot be decoded.
     """
     raw, compressed = request.image, request.compressed_image
-    has_raw, has_compressed = bool(raw.height or raw.width or len(raw.data)), bool(len(compressed.data))
-    if has_raw and has_compressed:
+    has_raw = _has_raw(request)
+    if has_raw and len(compressed.data):
         raise BadImageError('the request has both an image and a compressed image: send one')
-    if not has_raw and not has_compressed:
-        return None
     header = raw.header if has_raw else compressed.header
     rgb_hwc = raw_pixels(raw) if has_raw else decode_compressed(compressed.data, compressed.format)
     stamp = stamp_ns(header.stamp)

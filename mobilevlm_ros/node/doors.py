@@ -24,6 +24,7 @@ from rclpy.task import Future
 from mobilevlm_ros.errors import MobileVLMError, StaleFrameError
 from mobilevlm_ros.node.conversions import (
     answer_msg,
+    carries_image,
     fill_result,
     printable,
     question_from,
@@ -103,7 +104,10 @@ class Doors:
 
         def on_progress(progress: Progress) -> None:
             feedback = AskImageAction.Feedback(stage=progress.stage, text=printable(progress.text))
-            goal_handle.publish_feedback(feedback)
+            try:
+                goal_handle.publish_feedback(feedback)
+            except RuntimeError as error:  # rclpy's RCLError: the context went down meanwhile
+                cancel.set(ResultCode.NOT_ACTIVE, f'the answer cannot be streamed any more: {error}')
 
         goal_handle.publish_feedback(AskImageAction.Feedback(stage='queued'))
         try:
@@ -162,7 +166,10 @@ class Doors:
         try:
             settings = self._settings()
             question = question_from(request, question_id, settings.deadline_s)
-            prepare(question)  # what cannot be asked is refused here, without a place in the queue
+            # What cannot be asked is refused here, without a place in the queue.
+            prepare(question)
+            if not carries_image(request):
+                self._frames().resolve(question.camera)
             job = Job(
                 question,
                 take_frame=lambda: self._take_frame(request, question, settings.max_frame_age_s),
@@ -180,16 +187,14 @@ class Doors:
 
     def _take_frame(self, request: Any, question: Question, default_max_age_s: float) -> Frame:
         """The frame of a question; runs on the worker's thread, when the question's turn has come."""
-        if hasattr(request, 'image'):
-            now_ns = self._node.get_clock().now().nanoseconds
-            frame = request_frame(request, now_ns)
-            if frame is not None:
-                # The asker chose this image; only a limit that came with it can refuse it.
-                limit_s = question.max_frame_age_s
-                if limit_s is not None and frame.age_s > limit_s:
-                    message = f'the image of the request is {frame.age_s:.3f} s old, its limit is {limit_s:.3f} s'
-                    raise StaleFrameError(message, frame)
-                return frame
+        if carries_image(request):
+            frame = request_frame(request, self._node.get_clock().now().nanoseconds)
+            # The asker chose this image; only a limit that came with it can refuse it.
+            limit_s = question.max_frame_age_s
+            if limit_s is not None and frame.age_s > limit_s:
+                message = f'the image of the request is {frame.age_s:.3f} s old, its limit is {limit_s:.3f} s'
+                raise StaleFrameError(message, frame)
+            return frame
         return self._frames().take(question.camera, question.max_frame_age_s or default_max_age_s)
 
     def _finish(self, answer: Answer) -> None:

@@ -1,7 +1,7 @@
 """The node's parameters: one table that declares, describes, bounds and validates them.
 
 Values are checked twice: each by its range when it is set, and all together, because some depend on each other. The
-table is also the documentation (``mobilevlm doctor --parameters`` prints it, a test compares ``config/vqa.yaml``).
+table is also the documentation: ``ros2 param describe`` shows it, and a test compares ``config/vqa.yaml`` with it.
 """
 
 from __future__ import annotations

@@ -12,9 +12,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
-from mobilevlm_ros.errors import BadQuestionError, SettingsError
+from mobilevlm_ros.errors import BadQuestionError
 
 __all__ = ['CHOICE_SUFFIX', 'SHORT_SUFFIX', 'TEMPLATES', 'Piece', 'PromptTemplate', 'Tokenizer', 'check_question']
 
@@ -114,16 +114,6 @@ def chatml(system: str = '') -> PromptTemplate:
 
 
 TEMPLATES = {'v1': v1, 'plain': plain, 'chatml': chatml}
-
-
-def template_by_name(name: str, system: str | None = None) -> PromptTemplate:
-    """:raise SettingsError: if there is no such template."""
-    if name not in TEMPLATES:
-        raise SettingsError(f'unknown prompt template {name!r}: expected one of {", ".join(sorted(TEMPLATES))}')
-    return TEMPLATES[name]() if system is None else TEMPLATES[name](system)
-
-
-TemplateName = Literal['v1', 'plain', 'chatml']
 
 
 def check_question(text: str) -> str:

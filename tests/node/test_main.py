@@ -12,8 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mobilevlm_msgs.action import AskImage as AskImageAction
 from mobilevlm_msgs.msg import Answer
+from mobilevlm_msgs.srv import AskImage
 from numpy.typing import NDArray
+from rclpy.action import ActionClient
 from robot import Robot, wait_until
 
 Pixels = NDArray[np.uint8]
@@ -45,14 +48,18 @@ def test_process_ends_cleanly_under_load(
     try:
         # The robot's own node stays unconfigured; its client asks the process.
         robot = make_robot()
-        from mobilevlm_msgs.srv import AskImage
-
         client = robot.client.create_client(AskImage, f'{namespace}/vqa_node/ask_image')
         assert client.wait_for_service(30.0)
         request = AskImage.Request(question='what is the table', image=robot.image(photo), max_tokens=4)
         # The process answers NOT_ACTIVE until it has loaded the model.
         wait_until(lambda: robot.result(client.call_async(request)).success)
         request.max_tokens = 1900
+        action = ActionClient(robot.client, AskImageAction, f'{namespace}/vqa_node/ask_image')
+        assert action.wait_for_server(30.0)
+        streamed: list[Any] = []
+        goal = AskImageAction.Goal(question='what is the table', image=request.image, max_tokens=1900)
+        action.send_goal_async(goal, streamed.append)
+        wait_until(lambda: len(streamed) > 5)
         for _ in range(3):
             client.call_async(request)
         stop_watch = threading.Event()

@@ -11,7 +11,7 @@ import tiny_models
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mobilevlm_ros.errors import BadQuestionError, SettingsError
+from mobilevlm_ros.errors import BadQuestionError
 from mobilevlm_ros.paths import cache_dir
 from mobilevlm_ros.runtime.language import LanguageOptions
 from mobilevlm_ros.runtime.language.llamacpp import LlamaCppEngine
@@ -20,7 +20,6 @@ from mobilevlm_ros.runtime.prompt import (
     TEMPLATES,
     check_question,
     prompt_hash,
-    template_by_name,
 )
 
 VOCABULARY = cache_dir() / 'vocab' / 'ggml-vocab-llama-spm.gguf'
@@ -153,12 +152,7 @@ def test_braces_in_a_question_are_text() -> None:
 
 
 def test_a_template_takes_another_system_text() -> None:
-    assert template_by_name('v1', 'Be brief.').render('x').startswith('Be brief. USER: <image>')
-
-
-def test_an_unknown_template_is_named() -> None:
-    with pytest.raises(SettingsError, match=r"'v2'.*chatml, plain, v1"):
-        template_by_name('v2')
+    assert TEMPLATES['v1']('Be brief.').render('x').startswith('Be brief. USER: <image>')
 
 
 @pytest.mark.parametrize(
