@@ -1,0 +1,1 @@
+"""MobileVLM itself: its shapes, its PyTorch modules, and published checkpoints in and out."""

@@ -1,0 +1,197 @@
+"""The shapes of a model: vision tower, projector and language model, as plain data.
+
+Knows neither torch nor files of weights, so that building and reporting can read a model's shapes where neither is
+installed. A manifest (``models/*.yaml``) and a published ``config.json`` both become a ``ModelConfig``.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mobilevlm_ros.errors import SettingsError
+from mobilevlm_ros.runtime.preprocess import CLIP_MEAN, CLIP_STD
+
+__all__ = ['LanguageConfig', 'ModelConfig', 'ProjectorConfig', 'VisionConfig']
+
+_LIGHT = re.compile(r'pw(\d+)_dw(\d+)_dws(\d+)\Z')
+_MLP = re.compile(r'mlp(\d+)x_gelu\Z')
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """A vision tower.
+
+    :ivar kind: ``clip`` (transformers' CLIPVisionModel) or ``timm``.
+    :ivar name: a model of the Hugging Face hub for ``clip``, of timm for ``timm``.
+    :ivar n_blocks: blocks that the tower has; one fewer runs when ``select_layer`` is -2.
+    :ivar select_layer: whose output is used, counted as transformers counts hidden states.
+    :ivar class_token: whether the tower puts one before the patches.
+    :ivar stride: pixels of the input for one step of the tower's last grid; ``patch_size`` unless the tower shrinks
+        its grid as it goes (Swin, Twins).
+    """
+
+    name: str
+    kind: Literal['clip', 'timm'] = 'clip'
+    image_size: int = 336
+    patch_size: int = 14
+    width: int = 1024
+    n_heads: int = 16
+    n_blocks: int = 24
+    mlp_width: int = 4096
+    projection_width: int = 768
+    layer_norm_eps: float = 1e-5
+    select_layer: int = -2
+    class_token: bool = True
+    stride: int = 0
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+
+    def __post_init__(self) -> None:
+        """:raise SettingsError: if the sizes contradict each other."""
+        if self.image_size % self.grid_step:
+            raise SettingsError(f'image_size {self.image_size} is no multiple of the grid step {self.grid_step}')
+        if self.kind == 'clip' and not -self.n_blocks - 1 <= self.select_layer <= -1:
+            raise SettingsError(f'select_layer must be between {-self.n_blocks - 1} and -1, found {self.select_layer}')
+
+    @property
+    def grid_step(self) -> int:
+        """Pixels of the input for one feature."""
+        return self.stride or self.patch_size
+
+    @property
+    def grid(self) -> int:
+        """Features a side."""
+        return self.image_size // self.grid_step
+
+    @property
+    def n_patches(self) -> int:
+        """Features of an image, without the class token."""
+        return self.grid * self.grid
+
+    @property
+    def n_run_blocks(self) -> int:
+        """Blocks whose output is used."""
+        return self.n_blocks + 1 + self.select_layer
+
+
+@dataclass(frozen=True)
+class ProjectorConfig:
+    """A projector, named as published checkpoints name theirs (``mm_projector_type``).
+
+    ``linear``; ``mlpNx_gelu``; a name that starts with ``ldpnetv2`` (LDPv2) or else ``ldpnet`` (LDP); and, for the
+    ablations of the paper's Table 9, ``pwA_dwB_dwsC``: A pointwise layers, then B blocks of stride 1, then C of
+    stride 2, ``pw2_dw1_dws1`` being LDP itself; ``pwA_dwsC_dwB`` in this project's spelling puts the strided ones
+    first.
+    """
+
+    type: str = 'linear'
+
+    def __post_init__(self) -> None:
+        """:raise SettingsError: if there is no such projector."""
+        _ = self.family
+
+    @property
+    def family(self) -> Literal['linear', 'mlp', 'ldp', 'ldpv2', 'light']:
+        """Which of the modules it is."""
+        if self.type == 'linear':
+            return 'linear'
+        if _MLP.match(self.type):
+            return 'mlp'
+        if self.type.startswith('ldpnetv2'):
+            return 'ldpv2'
+        if self.type.startswith('ldpnet'):
+            return 'ldp'
+        if self.light_blocks is not None:
+            return 'light'
+        raise SettingsError(
+            f'unknown projector {self.type!r}; known are linear, mlpNx_gelu, ldpnet, ldpnetv2 and pwA_dwB_dwsC'
+        )
+
+    @property
+    def mlp_depth(self) -> int:
+        """Linear layers of ``mlpNx_gelu``."""
+        match = _MLP.match(self.type)
+        return int(match.group(1)) if match else 0
+
+    @property
+    def light_blocks(self) -> tuple[int, tuple[int, ...]] | None:
+        """Pointwise layers, and the stride of each depthwise block in order; None for other families."""
+        if match := _LIGHT.match(self.type):
+            n_pointwise, n_plain, n_strided = map(int, match.groups())
+            return n_pointwise, (1,) * n_plain + (2,) * n_strided
+        if match := re.match(r'pw(\d+)_dws(\d+)_dw(\d+)\Z', self.type):
+            n_pointwise, n_strided, n_plain = map(int, match.groups())
+            return n_pointwise, (2,) * n_strided + (1,) * n_plain
+        return None
+
+    def grid_out(self, grid: int) -> int:
+        """Visual tokens a side for ``grid`` features a side."""
+        if self.family == 'ldpv2':
+            return grid // 2
+        strides = {'ldp': (1, 2)}.get(self.family, (self.light_blocks or (0, ()))[1])
+        for stride in strides:
+            grid = -(-grid // stride)
+        return grid
+
+
+@dataclass(frozen=True)
+class LanguageConfig:
+    """A model of the LLaMA architecture; the defaults are MobileLLaMA-1.4B."""
+
+    n_vocab: int = 32000
+    n_embd: int = 2048
+    n_layers: int = 24
+    n_heads: int = 16
+    n_kv_heads: int = 16
+    n_ff: int = 5632
+    n_ctx: int = 2048
+    rope_base: float = 10000.0
+    norm_eps: float = 1e-6
+    tie_embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        """:raise SettingsError: if the sizes contradict each other."""
+        if self.n_embd % self.n_heads or self.n_heads % self.n_kv_heads:
+            raise SettingsError(
+                f'{self.n_heads} heads and {self.n_kv_heads} key-value heads do not divide a width of {self.n_embd}'
+            )
+
+    @property
+    def head_width(self) -> int:
+        """Width of one attention head."""
+        return self.n_embd // self.n_heads
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A whole model; a language model alone has neither ``vision`` nor ``projector``.
+
+    :ivar template: conversation that it was taught (``runtime.prompt.TEMPLATES``).
+    :ivar repo: where it is published, ``owner/name`` on the Hugging Face hub; empty if nowhere.
+    :ivar revision: the published commit that the name stands for.
+    :ivar warning: what must be known before trusting its answers.
+    """
+
+    name: str
+    language: LanguageConfig = field(default_factory=LanguageConfig)
+    vision: VisionConfig | None = None
+    projector: ProjectorConfig | None = None
+    aspect: Literal['pad', 'square'] = 'pad'
+    template: str = 'v1'
+    repo: str = ''
+    revision: str = ''
+    warning: str = ''
+
+    def __post_init__(self) -> None:
+        """:raise SettingsError: if it has a tower without a projector, or the other way round."""
+        if (self.vision is None) != (self.projector is None):
+            raise SettingsError(f'{self.name} needs both a vision tower and a projector, or neither')
+
+    @property
+    def n_visual_tokens(self) -> int:
+        """Visual tokens of one image; 0 for a language model alone."""
+        if self.vision is None or self.projector is None:
+            return 0
+        return self.projector.grid_out(self.vision.grid) ** 2
