@@ -19,8 +19,15 @@ __all__ = [
     'BundleMissingError',
     'BundleVersionError',
     'BusyError',
+    'CheckpointDamagedError',
+    'CheckpointError',
+    'CheckpointKindError',
+    'CheckpointMissingError',
+    'CheckpointShapeError',
     'DependencyError',
+    'DiskSpaceError',
     'EngineError',
+    'FetchError',
     'InterruptedAnswerError',
     'MobileVLMError',
     'NoFrameError',
@@ -48,6 +55,37 @@ class DependencyError(MobileVLMError, ImportError):
 
 class BuildError(MobileVLMError):
     """A bundle cannot be built: an ingredient is missing, damaged or does not fit, or there is no room."""
+
+
+class DiskSpaceError(MobileVLMError):
+    """There is not enough room on the disk for what is to be written."""
+
+
+# -- checkpoints --------------------------------------------------------------------------------------------------
+
+
+class CheckpointError(MobileVLMError):
+    """A checkpoint cannot be used, or not be written."""
+
+
+class CheckpointMissingError(CheckpointError):
+    """A checkpoint, or one of its files, is not there."""
+
+
+class CheckpointDamagedError(CheckpointError):
+    """A file of a checkpoint is truncated, malformed, or not what its name says."""
+
+
+class CheckpointKindError(CheckpointError):
+    """A checkpoint is of another kind than was asked for: a language model alone, an adapter, quantised weights."""
+
+
+class CheckpointShapeError(CheckpointError):
+    """A tensor is missing, or has another shape or type than the configuration says."""
+
+
+class FetchError(CheckpointError):
+    """A checkpoint cannot be downloaded, or what came is not what was pinned."""
 
 
 # -- bundles ------------------------------------------------------------------------------------------------------
