@@ -15,8 +15,15 @@ from mobilevlm_ros.runtime.preprocess import CLIP_MEAN, CLIP_STD
 
 __all__ = ['LanguageConfig', 'ModelConfig', 'ProjectorConfig', 'VisionConfig']
 
-_LIGHT = re.compile(r'pw(\d+)_dw(\d+)_dws(\d+)\Z')
-_MLP = re.compile(r'mlp(\d+)x_gelu\Z')
+_LIGHT = re.compile(r'pw(\d)_dw(\d)_dws(\d)\Z')
+_LIGHT_STRIDED_FIRST = re.compile(r'pw(\d)_dws(\d)_dw(\d)\Z')
+_MLP = re.compile(r'mlp([1-9])x_gelu\Z')
+
+
+def _check_positive(sizes: object, *names: str) -> None:
+    for name in names:
+        if getattr(sizes, name) < 1:
+            raise SettingsError(f'{name} must be at least 1, found {getattr(sizes, name)}')
 
 
 @dataclass(frozen=True)
@@ -26,10 +33,13 @@ class VisionConfig:
     :ivar kind: ``clip`` (transformers' CLIPVisionModel) or ``timm``.
     :ivar name: a model of the Hugging Face hub for ``clip``, of timm for ``timm``.
     :ivar n_blocks: blocks that the tower has; one fewer runs when ``select_layer`` is -2.
-    :ivar select_layer: whose output is used, counted as transformers counts hidden states.
+    :ivar activation: between the two layers of a block; OpenAI's towers have ``quick_gelu``, LAION's ``gelu``.
+    :ivar select_layer: whose output is used, counted as transformers counts hidden states; a timm tower has but -1,
+        its last output with its last norm.
     :ivar class_token: whether the tower puts one before the patches.
     :ivar stride: pixels of the input for one step of the tower's last grid; ``patch_size`` unless the tower shrinks
-        its grid as it goes (Swin, Twins).
+        its grid as it goes (Swin, Twins). Of these ``n_blocks`` counts all stages, ``width``, ``n_heads`` and
+        ``mlp_width`` are the last stage's.
     """
 
     name: str
@@ -42,6 +52,7 @@ class VisionConfig:
     mlp_width: int = 4096
     projection_width: int = 768
     layer_norm_eps: float = 1e-5
+    activation: Literal['quick_gelu', 'gelu'] = 'quick_gelu'
     select_layer: int = -2
     class_token: bool = True
     stride: int = 0
@@ -50,10 +61,15 @@ class VisionConfig:
 
     def __post_init__(self) -> None:
         """:raise SettingsError: if the sizes contradict each other."""
+        _check_positive(self, 'image_size', 'patch_size', 'width', 'n_heads', 'n_blocks', 'mlp_width')
         if self.image_size % self.grid_step:
             raise SettingsError(f'image_size {self.image_size} is no multiple of the grid step {self.grid_step}')
         if self.kind == 'clip' and not -self.n_blocks - 1 <= self.select_layer <= -1:
             raise SettingsError(f'select_layer must be between {-self.n_blocks - 1} and -1, found {self.select_layer}')
+        if self.kind == 'timm' and self.select_layer != -1:
+            raise SettingsError(f'select_layer of a timm tower must be -1, found {self.select_layer}')
+        if self.width % self.n_heads:
+            raise SettingsError(f'{self.n_heads} heads do not divide a width of {self.width}')
 
     @property
     def grid_step(self) -> int:
@@ -83,7 +99,8 @@ class ProjectorConfig:
     ``linear``; ``mlpNx_gelu``; a name that starts with ``ldpnetv2`` (LDPv2) or else ``ldpnet`` (LDP); and, for the
     ablations of the paper's Table 9, ``pwA_dwB_dwsC``: A pointwise layers, then B blocks of stride 1, then C of
     stride 2, ``pw2_dw1_dws1`` being LDP itself; ``pwA_dwsC_dwB`` in this project's spelling puts the strided ones
-    first.
+    first. Counts have one digit; there must be a layer that widens features to the language model's width, so not
+    all of them are 0.
     """
 
     type: str = 'linear'
@@ -120,11 +137,13 @@ class ProjectorConfig:
         """Pointwise layers, and the stride of each depthwise block in order; None for other families."""
         if match := _LIGHT.match(self.type):
             n_pointwise, n_plain, n_strided = map(int, match.groups())
-            return n_pointwise, (1,) * n_plain + (2,) * n_strided
-        if match := re.match(r'pw(\d+)_dws(\d+)_dw(\d+)\Z', self.type):
+            strides = (1,) * n_plain + (2,) * n_strided
+        elif match := _LIGHT_STRIDED_FIRST.match(self.type):
             n_pointwise, n_strided, n_plain = map(int, match.groups())
-            return n_pointwise, (2,) * n_strided + (1,) * n_plain
-        return None
+            strides = (2,) * n_strided + (1,) * n_plain
+        else:
+            return None
+        return (n_pointwise, strides) if n_pointwise or strides else None
 
     def grid_out(self, grid: int) -> int:
         """Visual tokens a side for ``grid`` features a side."""
@@ -153,6 +172,7 @@ class LanguageConfig:
 
     def __post_init__(self) -> None:
         """:raise SettingsError: if the sizes contradict each other."""
+        _check_positive(self, 'n_vocab', 'n_embd', 'n_layers', 'n_heads', 'n_kv_heads', 'n_ff', 'n_ctx')
         if self.n_embd % self.n_heads or self.n_heads % self.n_kv_heads:
             raise SettingsError(
                 f'{self.n_heads} heads and {self.n_kv_heads} key-value heads do not divide a width of {self.n_embd}'
@@ -185,9 +205,14 @@ class ModelConfig:
     warning: str = ''
 
     def __post_init__(self) -> None:
-        """:raise SettingsError: if it has a tower without a projector, or the other way round."""
+        """:raise SettingsError: if it has a tower without a projector or the other way round, or they do not fit."""
         if (self.vision is None) != (self.projector is None):
             raise SettingsError(f'{self.name} needs both a vision tower and a projector, or neither')
+        if self.vision and self.projector and self.projector.family == 'ldpv2' and self.vision.grid % 2:
+            raise SettingsError(
+                f'{self.projector.type} averages cells of 2x2 features, which a grid of {self.vision.grid} a side does '
+                'not have: choose an image_size that makes the grid even'
+            )
 
     @property
     def n_visual_tokens(self) -> int:
