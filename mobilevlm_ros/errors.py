@@ -32,6 +32,7 @@ __all__ = [
     'MobileVLMError',
     'NoFrameError',
     'NotActiveError',
+    'ParityError',
     'QuestionTooLongError',
     'SettingsError',
     'StaleFrameError',
@@ -86,6 +87,10 @@ class CheckpointShapeError(CheckpointError):
 
 class FetchError(CheckpointError):
     """A checkpoint cannot be downloaded, or what came is not what was pinned."""
+
+
+class ParityError(BuildError):
+    """A bundle was built, but its engines compute something else than the model that it was built from."""
 
 
 # -- bundles ------------------------------------------------------------------------------------------------------

@@ -26,7 +26,16 @@ from mobilevlm_ros.runtime.language import LanguageOptions
 from mobilevlm_ros.runtime.preprocess import PreprocessSpec
 from mobilevlm_ros.runtime.prompt import TEMPLATES, PromptTemplate
 
-__all__ = ['DESCRIPTION', 'FORMAT_VERSION', 'Bundle', 'file_entry', 'open_bundle', 'sha256_of', 'write_description']
+__all__ = [
+    'DESCRIPTION',
+    'FORMAT_VERSION',
+    'LANGUAGE_SETTINGS',
+    'Bundle',
+    'file_entry',
+    'open_bundle',
+    'sha256_of',
+    'write_description',
+]
 
 DESCRIPTION = 'bundle.json'
 FORMAT_VERSION = 1
@@ -45,6 +54,17 @@ def _record(required: dict[str, Any], **optional: Any) -> dict[str, Any]:
     return {'type': 'object', 'required': list(required), 'properties': properties, 'additionalProperties': False}
 
 
+LANGUAGE_SETTINGS: dict[str, Any] = {
+    'n_batch': _COUNT,
+    'n_threads': _THREADS,
+    'n_threads_batch': _THREADS,
+    'n_gpu_layers': {'type': 'integer', 'minimum': -1, 'maximum': 1024},
+    'flash_attention': {'type': 'boolean'},
+    'kv_type': {'enum': ['f16', 'f32', 'q8_0']},
+    'frame_cache': {'type': 'integer', 'minimum': 0, 'maximum': 1024},
+}
+"""What a bundle may say of how its language engine is run, and a device profile with it; ``LanguageOptions``."""
+
 _SCHEMA = _record(
     {
         'format_version': {'const': FORMAT_VERSION},
@@ -55,7 +75,7 @@ _SCHEMA = _record(
         'sources': {'type': 'array', 'items': {'type': 'string'}},
         'vision': _record(
             {
-                'backend': {'enum': ['onnxruntime']},
+                'backend': {'enum': ['onnxruntime', 'openvino', 'tensorrt']},
                 'precision': {'type': 'string'},
                 'file': _FILE,
                 'image_size': _COUNT,
@@ -65,6 +85,8 @@ _SCHEMA = _record(
                 'std': _three(exclusiveMinimum=0, maximum=1),
             },
             n_threads=_THREADS,
+            onnx=_FILE,
+            plan_key={'type': 'object'},
         ),
         'language': _record(
             {
@@ -73,13 +95,7 @@ _SCHEMA = _record(
                 'n_ctx': {'type': 'integer', 'minimum': 64, 'maximum': 1 << 20},
             },
             adapter=_FILE,
-            n_batch=_COUNT,
-            n_threads=_THREADS,
-            n_threads_batch=_THREADS,
-            n_gpu_layers={'type': 'integer', 'minimum': -1, 'maximum': 1024},
-            flash_attention={'type': 'boolean'},
-            kv_type={'enum': ['f16', 'f32', 'q8_0']},
-            frame_cache={'type': 'integer', 'minimum': 0, 'maximum': 1024},
+            **LANGUAGE_SETTINGS,
         ),
         'prompt': _record({'template': {'enum': sorted(TEMPLATES)}}, system={'type': 'string'}),
         'files': {
@@ -92,7 +108,8 @@ _SCHEMA = _record(
                 }
             ),
         },
-    }
+    },
+    parity=_FILE,
 )
 
 

@@ -18,7 +18,7 @@ from mobilevlm_ros.runtime.language.llamacpp import LlamaCppEngine
 from mobilevlm_ros.runtime.preprocess import PreprocessSpec
 from mobilevlm_ros.runtime.prompt import plain
 from mobilevlm_ros.runtime.vision.fake import FakeVision
-from mobilevlm_ros.runtime.vision.onnxruntime import OnnxRuntimeVision
+from mobilevlm_ros.runtime.vision.opening import open_engine
 from mobilevlm_ros.types import Frame, Question
 
 __all__ = [
@@ -55,7 +55,15 @@ def load_assistant(
     if n_threads:
         options = replace(options, n_threads=n_threads, n_threads_batch=n_threads)
     with ExitStack() as stack:
-        vision = OnnxRuntimeVision(bundle.vision_path, n_threads or bundle.vision.get('n_threads', 0))
+        graph = bundle.description['files'].get(bundle.vision.get('onnx', ''), {})
+        vision = open_engine(
+            bundle.vision['backend'],
+            bundle.vision_path,
+            bundle.vision['precision'],
+            n_threads=n_threads or bundle.vision.get('n_threads', 0),
+            plan_key=bundle.vision.get('plan_key'),
+            onnx_sha256=graph.get('sha256', ''),
+        )
         stack.callback(vision.close)
         expected = (bundle.vision['image_size'], bundle.vision['n_tokens'])
         if (vision.image_size, vision.n_tokens) != expected:
