@@ -25,6 +25,7 @@ __all__ = [
     'CheckpointMissingError',
     'CheckpointShapeError',
     'DependencyError',
+    'DeviceMemoryError',
     'DiskSpaceError',
     'EngineError',
     'FetchError',
@@ -33,6 +34,7 @@ __all__ = [
     'NoFrameError',
     'NotActiveError',
     'ParityError',
+    'PlanMismatchError',
     'QuestionTooLongError',
     'SettingsError',
     'StaleFrameError',
@@ -187,6 +189,14 @@ class EngineError(MobileVLMError):
     """The vision or the language engine failed."""
 
     code = ResultCode.ENGINE_ERROR
+
+
+class DeviceMemoryError(EngineError):
+    """The GPU has too little free memory."""
+
+
+class PlanMismatchError(EngineError):
+    """A TensorRT plan was built for another TensorRT, another GPU or another graph."""
 
 
 class InterruptedAnswerError(MobileVLMError):
