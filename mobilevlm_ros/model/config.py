@@ -13,7 +13,7 @@ from typing import Literal
 from mobilevlm_ros.errors import SettingsError
 from mobilevlm_ros.runtime.preprocess import CLIP_MEAN, CLIP_STD
 
-__all__ = ['LanguageConfig', 'ModelConfig', 'ProjectorConfig', 'VisionConfig']
+__all__ = ['LanguageConfig', 'ModelConfig', 'ProjectorConfig', 'VisionConfig', 'squeeze_width']
 
 _LIGHT = re.compile(r'pw(\d)_dw(\d)_dws(\d)\Z')
 _LIGHT_STRIDED_FIRST = re.compile(r'pw(\d)_dws(\d)_dw(\d)\Z')
@@ -66,6 +66,8 @@ class VisionConfig:
             raise SettingsError(f'image_size {self.image_size} is no multiple of the grid step {self.grid_step}')
         if self.kind == 'clip' and not -self.n_blocks - 1 <= self.select_layer <= -1:
             raise SettingsError(f'select_layer must be between {-self.n_blocks - 1} and -1, found {self.select_layer}')
+        if self.kind == 'clip' and not self.class_token:
+            raise SettingsError("class_token must be true: every tower of transformers' CLIPVisionModel has one")
         if self.kind == 'timm' and self.select_layer != -1:
             raise SettingsError(f'select_layer of a timm tower must be -1, found {self.select_layer}')
         if self.width % self.n_heads:
@@ -153,6 +155,15 @@ class ProjectorConfig:
         for stride in strides:
             grid = -(-grid // stride)
         return grid
+
+
+def squeeze_width(width: int) -> int:
+    """Channels between the two convolutions of a squeeze-excitation over ``width`` channels.
+
+    The multiple of 8 that is nearest to a quarter, never more than a tenth below it (torchvision's MobileNetV3).
+    """
+    nearest = max(8, (width // 4 + 4) // 8 * 8)
+    return nearest + 8 if nearest < 0.9 * (width // 4) else nearest
 
 
 @dataclass(frozen=True)
