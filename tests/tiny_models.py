@@ -13,7 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mobilevlm_ros.build.language_gguf import write_language_gguf
 from mobilevlm_ros.build.vision_graph import VisionShape, vision_graph
+from mobilevlm_ros.build.vocabulary import Vocabulary
+from mobilevlm_ros.model.config import LanguageConfig
 from mobilevlm_ros.runtime.bundle import FORMAT_VERSION, file_entry, write_description
 from mobilevlm_ros.runtime.preprocess import CLIP_MEAN, CLIP_STD
 
@@ -39,10 +42,10 @@ TINY_VISION = VisionShape(
 )
 
 
-Vocabulary = tuple[list[bytes], list[float], list[int]]
+Words = tuple[list[bytes], list[float], list[int]]
 
 
-def vocabulary(controls: tuple[str, ...] = ()) -> Vocabulary:
+def vocabulary(controls: tuple[str, ...] = ()) -> Words:
     """Texts, scores and types of a SentencePiece vocabulary.
 
     Controls (``controls`` besides the usual three), bytes, and words with every prefix that merging needs.
@@ -90,66 +93,27 @@ def llama_weights(sizes: TinyLlama, n_vocab: int, seed: int = 0) -> Weights:
     return weights
 
 
-_GGUF_NAMES = {
-    'self_attn.q_proj': 'attn_q',
-    'self_attn.k_proj': 'attn_k',
-    'self_attn.v_proj': 'attn_v',
-    'self_attn.o_proj': 'attn_output',
-    'mlp.gate_proj': 'ffn_gate',
-    'mlp.up_proj': 'ffn_up',
-    'mlp.down_proj': 'ffn_down',
-    'input_layernorm': 'attn_norm',
-    'post_attention_layernorm': 'ffn_norm',
-}
+def language_config(sizes: TinyLlama, n_vocab: int) -> LanguageConfig:
+    """The same sizes as the builders take them."""
+    return LanguageConfig(
+        n_vocab=n_vocab,
+        n_embd=sizes.n_embd,
+        n_layers=sizes.n_layers,
+        n_heads=sizes.n_heads,
+        n_kv_heads=sizes.n_heads,
+        n_ff=sizes.n_ff,
+        n_ctx=sizes.n_ctx,
+        rope_base=sizes.rope_base,
+        norm_eps=sizes.norm_eps,
+    )
 
 
-def _permuted(matrix: NDArray[np.float32], n_heads: int) -> NDArray[np.float32]:
-    """Rows of q and k in llama.cpp's rope order."""
-    n_out, n_in = matrix.shape
-    return matrix.reshape(n_heads, 2, n_out // n_heads // 2, n_in).swapaxes(1, 2).reshape(n_out, n_in)
-
-
-def write_gguf(path: Path, sizes: TinyLlama | None = None, seed: int = 0, vocab: Vocabulary | None = None) -> Weights:
+def write_gguf(path: Path, sizes: TinyLlama | None = None, seed: int = 0, vocab: Words | None = None) -> Weights:
     """Write the tiny language model in float32; returns its weights under Hugging Face's names."""
-    import gguf
-
     sizes = sizes or TinyLlama()
-    tokens, scores, types = vocab or vocabulary()
-    weights = llama_weights(sizes, len(tokens), seed)
-    writer = gguf.GGUFWriter(path, 'llama')
-    writer.add_name('tiny')
-    writer.add_vocab_size(len(tokens))
-    writer.add_context_length(sizes.n_ctx)
-    writer.add_embedding_length(sizes.n_embd)
-    writer.add_block_count(sizes.n_layers)
-    writer.add_feed_forward_length(sizes.n_ff)
-    writer.add_head_count(sizes.n_heads)
-    writer.add_head_count_kv(sizes.n_heads)
-    writer.add_layer_norm_rms_eps(sizes.norm_eps)
-    writer.add_rope_freq_base(sizes.rope_base)
-    writer.add_rope_dimension_count(sizes.n_embd // sizes.n_heads)
-    writer.add_file_type(0)
-    writer.add_tokenizer_model('llama')
-    writer.add_token_list(tokens)
-    writer.add_token_scores(scores)
-    writer.add_token_types(types)
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_add_bos_token(True)
-    writer.add_add_eos_token(False)
-    writer.add_tensor('token_embd.weight', weights['model.embed_tokens.weight'])
-    writer.add_tensor('output_norm.weight', weights['model.norm.weight'])
-    writer.add_tensor('output.weight', weights['lm_head.weight'])
-    for i in range(sizes.n_layers):
-        for name, gguf_name in _GGUF_NAMES.items():
-            tensor = weights[f'model.layers.{i}.{name}.weight']
-            if gguf_name in ('attn_q', 'attn_k'):
-                tensor = np.ascontiguousarray(_permuted(tensor, sizes.n_heads))
-            writer.add_tensor(f'blk.{i}.{gguf_name}.weight', tensor)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    words = Vocabulary('llama', *(vocab or vocabulary()))
+    weights = llama_weights(sizes, len(words.tokens), seed)
+    write_language_gguf(weights, language_config(sizes, len(words.tokens)), words, path, dtype='f32', name='tiny')
     return weights
 
 
