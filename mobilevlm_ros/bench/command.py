@@ -1,0 +1,65 @@
+"""The arguments of ``mobilevlm bench``; the work is in ``bench.run``, imported when the command runs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+__all__ = ['PARTS', 'add_arguments', 'run']
+
+PARTS = ('figures', 'table5', 'table6')
+_RIVALS = ('llamacpp', 'mtmd', 'pytorch')
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    add = parser.add_argument
+    add('bundles', metavar='BUNDLE', type=Path, nargs='*', help='folders; default: the embedded default, nano')
+    add(
+        '--gguf',
+        metavar='FILE',
+        type=Path,
+        action='append',
+        default=[],
+        help="a language model alone, for the paper's tables; may be given again",
+    )
+    add(
+        '--visual-tokens',
+        metavar='N',
+        type=_positive,
+        default=576,
+        help="of a --gguf in the protocol of Table 6; default: 576, LLaVA-1.5's",
+    )
+    add(
+        '--part',
+        choices=PARTS,
+        action='append',
+        help='measure this only; may be given again; default: everything, or nothing but --against if that is given',
+    )
+    add('--against', choices=_RIVALS, action='append', default=[], help='compare, turn by turn; may be given again')
+    add('--mmproj', metavar='FILE', type=Path, help='for --against mtmd: vision tower and projector in GGUF')
+    add('--checkpoint', metavar='DIR', type=Path, help='for --against pytorch: the model in the published layout')
+    add('--torch-dtype', choices=('float32', 'bfloat16'), default='float32', help='for --against pytorch')
+    add('--threads', metavar='N', type=_positive, default=0, help='of every contestant; default: all cores')
+    add('--runs', metavar='N', type=_positive, default=0, help='of each series, besides warming up; default: 5')
+    add('--tokens', metavar='N', type=_positive, default=0, help='in a decoding run; default: 64')
+    add('--wait', metavar='S', type=float, default=10.0, help='longest wait for a quiet machine each time; default: 10')
+    add('--quick', action='store_true', help='seconds instead of minutes: few runs, short answers, rough ceilings')
+    add('--json', metavar='FILE', help='append the record as one line to FILE; - prints it')
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure and print; returns the exit code.
+
+    :raise MobileVLMError: if something that was asked for cannot be measured.
+    """
+    from mobilevlm_ros.bench.run import run_benchmark
+
+    return run_benchmark(options)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f'must be 1 or more, found {value}')
+    return value
