@@ -6,6 +6,7 @@ that are reported as confidence always come from the raw logits (temperature 1, 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from mobilevlm_ros.errors import SettingsError
 
-__all__ = ['Sampler', 'SamplingSettings', 'log_softmax']
+__all__ = ['Sampler', 'SamplingSettings', 'log_softmax', 'probability']
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,24 @@ def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     return result
 
 
+def probability(logits: NDArray[np.float32], token: int) -> float:
+    """Probability of one token; the time is that of ``n_vocab`` exponentials and nothing else."""
+    shifted = logits - logits.max()
+    chosen = float(shifted[token])
+    return math.exp(chosen) / float(np.exp(shifted, out=shifted).sum())
+
+
 class Sampler:
     """Chooses tokens by ``SamplingSettings``; one for each answer, so that the seed decides the whole answer."""
 
     def __init__(self, settings: SamplingSettings) -> None:
         self._settings = settings
         self._random = np.random.default_rng(settings.seed)
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether it always takes the most probable token."""
+        return self._settings.temperature == 0.0
 
     def choose(self, logits: NDArray[np.float32]) -> int:
         """A token id for one row of logits ``[n_vocab]``; entries at minus infinity are never chosen."""

@@ -242,6 +242,12 @@ class OnlyEven:
     def allows(self, token: int) -> bool:
         return token % 2 == 0
 
+    def allowed(self, tokens: NDArray[np.int32]) -> NDArray[np.bool_]:
+        return tokens % 2 == 0
+
+    def forced(self) -> tuple[bytes, bool]:
+        return b'', False
+
     def masked(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         self.n_masked += 1
         result = logits.copy()

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mobilevlm_ros.errors import QuestionTooLongError
 from mobilevlm_ros.runtime.cancel import CancelToken
+from mobilevlm_ros.runtime.language.branches import plan_trees
 from mobilevlm_ros.runtime.language.interface import (
     EmbeddingSegment,
     LanguageOptions,
@@ -43,6 +44,14 @@ class FakeGrammar:
     def allows(self, token: int) -> bool:
         """Yes."""
         return True
+
+    def allowed(self, tokens: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """All."""
+        return np.ones(len(tokens), dtype=np.bool_)
+
+    def forced(self) -> tuple[bytes, bool]:
+        """Nothing."""
+        return b'', False
 
     def masked(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """An unchanged copy."""
@@ -76,7 +85,7 @@ class FakeLanguageEngine:
         self._reply_of = reply
         self._n_embd = n_embd
         self._token_s = token_s
-        self._reply = b''
+        self._prompt = self._reply = b''
         self._prompt_positions = 0
         self._said: list[int] = []
         self._image_sum = 0.0
@@ -118,13 +127,14 @@ class FakeLanguageEngine:
         """See ``LanguageEngine.holds``."""
         return self._cache.match_resident(segments) == len(segments) or self._cache.has(segments)
 
-    def prefill(self, segments: Sequence[Segment], cancel: CancelToken) -> PrefillStats:
+    def prefill(self, segments: Sequence[Segment], cancel: CancelToken, *, want_logits: bool = True) -> PrefillStats:
         """See ``LanguageEngine.prefill``; takes time by the position, and can be interrupted."""
         n_positions = sum(segment.n_positions for segment in segments)
         if n_positions >= self.n_ctx:
             raise QuestionTooLongError(f'the prompt takes {n_positions} positions, but the context has {self.n_ctx}')
-        done = self._cache.match_resident(segments[:-1])
-        saved = self._cache.match_saved(segments[:-1], more_than=done)
+        reusable = segments[:-1] if want_logits else segments
+        done = self._cache.match_resident(reusable)
+        saved = self._cache.match_saved(reusable, more_than=done)
         image_sum = saved.data if saved is not None else (self._image_sum if done else 0.0)
         done = saved.n_segments if saved is not None else done
         n_reused = sum(segment.n_positions for segment in segments[:done])
@@ -138,12 +148,17 @@ class FakeLanguageEngine:
             self._cache.resident_is(segments[: index + 1])
             if isinstance(segment, EmbeddingSegment):
                 self._cache.save(segments[: index + 1], image_sum)
-        prompt = b''.join(
+        self._cache.resident_is(segments)
+        self._image_sum = image_sum
+        self._prompt = b''.join(
             self.piece(token) for s in segments if not isinstance(s, EmbeddingSegment) for token in s.tokens
         )
-        self._reply = self._reply_of(prompt.decode(errors='replace'), image_sum).encode()
+        self._reply = self._reply_to(self._prompt)
         self._prompt_positions, self._said = n_positions, []
         return PrefillStats(n_positions, n_reused)
+
+    def _reply_to(self, prompt: bytes) -> bytes:
+        return self._reply_of(prompt.decode(errors='replace'), self._image_sum).encode()
 
     def append(self, tokens: Sequence[int], cancel: CancelToken) -> None:
         """Continue the sequence."""
@@ -151,6 +166,17 @@ class FakeLanguageEngine:
             raise QuestionTooLongError(f'the answer reached the end of the context ({self.n_ctx} positions)')
         self._work(len(tokens) * self._token_s, cancel)
         self._said.extend(tokens)
+
+    def branch(self, paths: Sequence[Sequence[int]], cancel: CancelToken) -> NDArray[np.float32]:
+        """See ``LanguageEngine.branch``; what a path adds to another path that it begins with was said by the model."""
+        result = np.zeros((len(paths), _N_VOCAB), dtype=np.float32)
+        for tree in plan_trees(paths, max_sequences=self._options.n_branches, max_tokens=self.n_ctx - self.n_past):
+            self._work(len(tree.tokens) * self._token_s / 10, cancel)
+        for row, path in zip(result, paths, strict=True):
+            prompt = min((other for other in paths if tuple(path[: len(other)]) == tuple(other)), key=len)
+            reply = self._reply_to(self._prompt + b''.join(self.piece(token) for token in prompt))
+            row[:] = _certain(reply, path[len(prompt) :])
+        return result
 
     @property
     def n_past(self) -> int:
@@ -163,11 +189,7 @@ class FakeLanguageEngine:
 
     def logits(self) -> NDArray[np.float32]:
         """Nearly all probability on the next byte of the reply, as long as what was said follows it."""
-        logits = np.zeros(_N_VOCAB, dtype=np.float32)
-        follows = bytes(t for t in self._said if t < _END) == self._reply[: len(self._said)]
-        at_end = len(self._said) >= len(self._reply)
-        logits[_END if at_end or not follows else self._reply[len(self._said)]] = _CERTAIN
-        return logits
+        return _certain(self._reply, self._said)
 
     def json_grammar(self, schema: str) -> FakeGrammar:
         """A grammar that allows everything."""
@@ -175,6 +197,10 @@ class FakeLanguageEngine:
 
     def set_threads(self, n_threads: int, n_threads_batch: int) -> None:
         """Nothing to do."""
+
+    def drop(self, segments: Sequence[Segment]) -> None:
+        """Drop one saved state."""
+        self._cache.drop(segments)
 
     def forget(self) -> None:
         """Drop every kept state."""
@@ -195,3 +221,11 @@ class FakeLanguageEngine:
         while (left_s := end_s - time.monotonic()) > 0:
             time.sleep(min(left_s, 0.005))
             cancel.raise_if_set()
+
+
+def _certain(reply: bytes, said: Sequence[int]) -> NDArray[np.float32]:
+    """Logits of whoever wants to say ``reply`` and has said ``said``."""
+    logits = np.zeros(_N_VOCAB, dtype=np.float32)
+    follows = bytes(token for token in said if token < _END) == reply[: len(said)]
+    logits[_END if len(said) >= len(reply) or not follows else reply[len(said)]] = _CERTAIN
+    return logits

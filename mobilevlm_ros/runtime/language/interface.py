@@ -1,8 +1,9 @@
 """What a language engine promises.
 
 An engine holds one sequence. ``prefill`` makes the sequence equal to a list of segments, computing only what it does
-not hold yet; ``append`` continues it; after either, ``logits`` are those of the next token. The engine knows nothing
-of prompts, formats or sampling. It is used by one thread at a time.
+not hold yet; ``append`` continues it; after either, ``logits`` are those of the next token. ``branch`` looks at many
+continuations of the sequence at once and leaves it as it was. The engine knows nothing of prompts, formats or sampling.
+It is used by one thread at a time.
 """
 
 from __future__ import annotations
@@ -97,6 +98,7 @@ class LanguageOptions:
     :ivar flash_attention: None: llama.cpp decides, except that ``kv_type`` f32 goes without, which alone keeps to it.
     :ivar kv_type: data type of keys and values.
     :ivar frame_cache: how many frames' states are kept besides the one in use.
+    :ivar n_branches: continuations that are computed together; more are computed in turns.
     """
 
     n_ctx: int = 2048
@@ -107,6 +109,7 @@ class LanguageOptions:
     flash_attention: bool | None = None
     kv_type: Literal['f16', 'f32', 'q8_0'] = 'f16'
     frame_cache: int = 4
+    n_branches: int = 16
 
 
 class Grammar(Protocol):
@@ -114,6 +117,17 @@ class Grammar(Protocol):
 
     def allows(self, token: int) -> bool:
         """Whether ``token`` may come next."""
+        ...
+
+    def allowed(self, tokens: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """Which of ``tokens [n]`` may come next; costs in proportion to their number."""
+        ...
+
+    def forced(self) -> tuple[bytes, bool]:
+        """The text that must come next, whatever is chosen, and whether everything ends after it.
+
+        Empty where there is a choice; only whole characters.
+        """
         ...
 
     def masked(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -168,9 +182,10 @@ class LanguageEngine(Protocol):
         """Whether a prompt that starts with ``segments`` needs none of them computed."""
         ...
 
-    def prefill(self, segments: Sequence[Segment], cancel: CancelToken) -> PrefillStats:
+    def prefill(self, segments: Sequence[Segment], cancel: CancelToken, *, want_logits: bool = True) -> PrefillStats:
         """Make the sequence equal to ``segments``.
 
+        :param want_logits: False: logits are undefined afterwards, and if all is held already, nothing is computed.
         :raise QuestionTooLongError: if they do not fit the context.
         :raise InterruptedAnswerError: if ``cancel`` was set; the engine stays usable.
         :raise EngineError: if the model fails; the engine stays usable.
@@ -179,6 +194,17 @@ class LanguageEngine(Protocol):
 
     def append(self, tokens: Sequence[int], cancel: CancelToken) -> None:
         """Continue the sequence; the same errors as ``prefill``."""
+        ...
+
+    def branch(self, paths: Sequence[Sequence[int]], cancel: CancelToken) -> NDArray[np.float32]:
+        """Logits of the next token after each of ``paths``, which are tokens that could follow the sequence.
+
+        What paths have in common at their beginnings is computed once. The sequence is left as it was; ``logits`` are
+        undefined until the next ``append``. The same errors as ``prefill``.
+
+        :param paths: none of them empty.
+        :return: float32 ``[n_paths, n_vocab]``.
+        """
         ...
 
     @property
@@ -203,6 +229,10 @@ class LanguageEngine(Protocol):
 
     def set_threads(self, n_threads: int, n_threads_batch: int) -> None:
         """Change the thread counts; 0: as at the start."""
+        ...
+
+    def drop(self, segments: Sequence[Segment]) -> None:
+        """Drop the saved state of exactly ``segments``, if there is one; the working sequence stays."""
         ...
 
     def forget(self) -> None:

@@ -11,6 +11,7 @@ import ctypes
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from mobilevlm_ros.errors import EngineError, QuestionTooLongError
 from mobilevlm_ros.runtime.cancel import CancelToken
+from mobilevlm_ros.runtime.language.branches import Tree, plan_trees
 from mobilevlm_ros.runtime.language.interface import (
     EmbeddingSegment,
     LanguageOptions,
@@ -28,6 +30,7 @@ from mobilevlm_ros.runtime.language.interface import (
 )
 from mobilevlm_ros.runtime.language.llamacpp_library import (
     LlamaGrammarSampler,
+    SingleBytes,
     forget_log_lines,
     json_schema_to_gbnf,
     last_log_lines,
@@ -38,12 +41,13 @@ from mobilevlm_ros.runtime.language.prefix import PrefixCache
 __all__ = ['LlamaCppEngine']
 
 _SEQUENCE = 0
+"""The working sequence; the branches of ``branch`` are those after it."""
 _ABORTED = 2
 _NO_ROOM = 1
 
 
 class LlamaCppEngine:
-    """One llama.cpp model with one context and one sequence.
+    """One llama.cpp model with one context.
 
     :param model_path: the GGUF file.
     :param options: context size, threads, device, cache; see ``LanguageOptions``.
@@ -58,6 +62,7 @@ class LlamaCppEngine:
         forget_log_lines()
         self._options = options
         self._cache = PrefixCache(options.frame_cache)
+        self._n_branches = max(1, min(options.n_branches, options.n_batch - 1, options.n_ctx - 1))
         self._n_past = 0
         with ExitStack() as stack:
             model_params = lib.llama_model_default_params()
@@ -93,14 +98,19 @@ class LlamaCppEngine:
                 if lib.llama_set_adapters_lora(self._context, adapters, 1, (ctypes.c_float * 1)(1.0)) != 0:
                     raise EngineError(_load_message('LoRA adapter', adapter_path))
             self.set_threads(0, 0)
+            self._single = _SingleToken(lib)
+            self._logits_view: tuple[int, NDArray[np.float32]] | None = None
             self._stack = stack.pop_all()
 
     def _context_params(self) -> Any:
         lib, options = self._lib, self._options
         params = lib.llama_context_default_params()
         params.n_ctx = options.n_ctx
-        params.n_batch = params.n_ubatch = min(options.n_batch, options.n_ctx)
-        params.n_seq_max = 1
+        params.n_batch = params.n_ubatch = max(2, min(options.n_batch, options.n_ctx))
+        # The branches share the cells of the context with the working sequence, so that they take no memory of their
+        # own. llama.cpp wants to be able to compute a token of each sequence in one batch.
+        params.n_seq_max = 1 + self._n_branches
+        params.kv_unified = True
         params.no_perf = False
         params.type_k = params.type_v = {
             'f16': lib.GGML_TYPE_F16,
@@ -175,7 +185,11 @@ class LlamaCppEngine:
 
     def json_grammar(self, schema: str) -> LlamaGrammarSampler:
         """A grammar over this vocabulary."""
-        return LlamaGrammarSampler(self._lib, self._vocab, json_schema_to_gbnf(schema))
+        return LlamaGrammarSampler(self._lib, self._vocab, json_schema_to_gbnf(schema), self._single_bytes)
+
+    @cached_property
+    def _single_bytes(self) -> SingleBytes | None:
+        return SingleBytes.of([self.piece(token) for token in range(self._n_vocab)], self.end_token)
 
     # -- the sequence -------------------------------------------------------------------------------------------------
 
@@ -188,15 +202,15 @@ class LlamaCppEngine:
         """Whether ``segments`` are in the sequence or in a saved state."""
         return self._cache.match_resident(segments) == len(segments) or self._cache.has(segments)
 
-    def prefill(self, segments: Sequence[Segment], cancel: CancelToken) -> PrefillStats:
+    def prefill(self, segments: Sequence[Segment], cancel: CancelToken, *, want_logits: bool = True) -> PrefillStats:
         """See ``LanguageEngine.prefill``. The state after each image is saved, so that the frame stays warm."""
         n_positions = sum(segment.n_positions for segment in segments)
         if n_positions >= self.n_ctx:
             raise QuestionTooLongError(
                 f'the prompt takes {n_positions} positions, but the context has {self.n_ctx}: ask a shorter question'
             )
-        # The last segment is always computed: its logits are wanted, and they are not part of a state.
-        reusable = segments[:-1]
+        # If logits are wanted, the last segment is always computed: they are not part of a state.
+        reusable = segments[:-1] if want_logits else segments
         done = self._cache.match_resident(reusable)
         saved = self._cache.match_saved(reusable, more_than=done)
         if saved is not None and self._restore(saved):
@@ -207,13 +221,13 @@ class LlamaCppEngine:
         try:
             for index in range(done, len(segments)):
                 segment = segments[index]
-                last = index == len(segments) - 1
+                wanted = want_logits and index == len(segments) - 1
                 if isinstance(segment, EmbeddingSegment):
-                    self._decode_rows(segment, want_logits=last, cancel=cancel)
+                    self._decode_rows(segment, want_logits=wanted, cancel=cancel)
                 else:
-                    self._decode_tokens(segment.tokens, want_logits=last, cancel=cancel)
+                    self._decode_tokens(segment.tokens, want_logits=wanted, cancel=cancel)
                 self._cache.resident_is(segments[: index + 1])
-                if isinstance(segment, EmbeddingSegment) and not last:
+                if isinstance(segment, EmbeddingSegment) and not wanted:
                     self._save(segments[: index + 1])
         except BaseException:
             self.rewind(self._cache.n_resident)
@@ -224,7 +238,23 @@ class LlamaCppEngine:
         """See ``LanguageEngine.append``."""
         if self._n_past + len(tokens) > self.n_ctx:
             raise QuestionTooLongError(f'the answer reached the end of the context ({self.n_ctx} positions)')
-        self._decode_tokens(tokens, want_logits=True, cancel=cancel)
+        if len(tokens) == 1:
+            self._decode(self._single.batch_of(tokens[0]), cancel)
+        else:
+            self._decode_tokens(tokens, want_logits=True, cancel=cancel)
+
+    def branch(self, paths: Sequence[Sequence[int]], cancel: CancelToken) -> NDArray[np.float32]:
+        """See ``LanguageEngine.branch``."""
+        result = np.empty((len(paths), self._n_vocab), dtype=np.float32)
+        for tree in plan_trees(paths, max_sequences=self._n_branches, max_tokens=self.n_ctx - self._n_past):
+            try:
+                for sequence in range(1, 1 + tree.n_sequences):
+                    self._lib.llama_memory_seq_cp(self._memory, _SEQUENCE, sequence, -1, -1)
+                self._decode_tree(tree, result, cancel)
+            finally:
+                for sequence in range(1, 1 + tree.n_sequences):
+                    self._lib.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+        return result
 
     def rewind(self, n_past: int) -> None:
         """See ``LanguageEngine.rewind``."""
@@ -237,10 +267,21 @@ class LlamaCppEngine:
 
     def logits(self) -> NDArray[np.float32]:
         """See ``LanguageEngine.logits``."""
-        pointer = self._lib.llama_get_logits_ith(self._context, -1)
+        return self._logits_of(-1)
+
+    def _logits_of(self, output: int) -> NDArray[np.float32]:
+        pointer = self._lib.llama_get_logits_ith(self._context, output)
         if not pointer:
             raise EngineError('llama.cpp holds no logits: nothing was computed since the last rewind')
-        return np.ctypeslib.as_array(pointer, shape=(self._n_vocab,))
+        address = ctypes.addressof(pointer.contents)
+        # While decoding, llama.cpp gives the same memory each time; making a view costs more than asking for it.
+        if self._logits_view is None or self._logits_view[0] != address:
+            self._logits_view = (address, np.ctypeslib.as_array(pointer, shape=(self._n_vocab,)))
+        return self._logits_view[1]
+
+    def drop(self, segments: Sequence[Segment]) -> None:
+        """See ``LanguageEngine.drop``."""
+        self._cache.drop(segments)
 
     def forget(self) -> None:
         """Drop every kept state."""
@@ -264,9 +305,8 @@ class LlamaCppEngine:
         ids = np.asarray(tokens, dtype=np.int32)
         for start in range(0, len(ids), self._options.n_batch):
             chunk = np.ascontiguousarray(ids[start : start + self._options.n_batch])
-            token_pointer = chunk.ctypes.data_as(ctypes.POINTER(self._lib.llama_token))
             last = start + len(chunk) == len(ids)
-            self._decode(len(chunk), token_pointer, None, want_logits=want_logits and last, cancel=cancel)
+            self._decode_chunk(chunk, None, want_logits=want_logits and last, cancel=cancel)
 
     def _decode_rows(self, segment: EmbeddingSegment, *, want_logits: bool, cancel: CancelToken) -> None:
         rows = np.ascontiguousarray(segment.rows(), dtype=np.float32)
@@ -277,30 +317,76 @@ class LlamaCppEngine:
             )
         for start in range(0, len(rows), self._options.n_batch):
             chunk = rows[start : start + self._options.n_batch]
-            row_pointer = chunk.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
             last = start + len(chunk) == len(rows)
-            self._decode(len(chunk), None, row_pointer, want_logits=want_logits and last, cancel=cancel)
+            self._decode_chunk(None, chunk, want_logits=want_logits and last, cancel=cancel)
 
-    def _decode(self, n: int, tokens: Any, rows: Any, *, want_logits: bool, cancel: CancelToken) -> None:
-        """One ``llama_decode``; positions and sequence are llama.cpp's to count."""
-        cancel.raise_if_set()
+    def _decode_chunk(
+        self,
+        tokens: NDArray[np.int32] | None,
+        rows: NDArray[np.float32] | None,
+        *,
+        want_logits: bool,
+        cancel: CancelToken,
+    ) -> None:
+        """Tokens or rows as one batch; positions and sequence are llama.cpp's to count."""
+        n = len(rows) if tokens is None else len(tokens)  # type: ignore[arg-type]
         outputs = np.zeros(n, dtype=np.int8)
         outputs[-1] = want_logits
         batch = self._lib.llama_batch(
-            n_tokens=n, token=tokens, embd=rows, logits=outputs.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
+            n_tokens=n,
+            token=None if tokens is None else tokens.ctypes.data_as(ctypes.POINTER(self._lib.llama_token)),
+            embd=None if rows is None else rows.ctypes.data_as(ctypes.POINTER(ctypes.c_float)),
+            logits=outputs.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
         )
+        self._decode(batch, cancel)
+
+    def _decode(self, batch: Any, cancel: CancelToken) -> None:
+        """Continue the working sequence by one batch; it is as it was if that fails."""
+        try:
+            self._compute(batch, cancel)
+        except BaseException:
+            self.rewind(self._n_past)
+            raise
+        self._n_past += int(batch.n_tokens)
+
+    def _decode_tree(self, tree: Tree, result: NDArray[np.float32], cancel: CancelToken) -> None:
+        """Compute the branches of a tree, and copy the logits at the ends of its paths into the rows of ``result``."""
+        tokens = np.array(tree.tokens, dtype=np.int32)
+        positions = np.array(tree.depths, dtype=np.int32) + self._n_past
+        counts = np.array([len(sequences) for sequences in tree.sequences], dtype=np.int32)
+        sequences = np.array([1 + number for numbers in tree.sequences for number in numbers], dtype=np.int32)
+        outputs = np.array([bool(paths) for paths in tree.ends], dtype=np.int8)
+        # For each token the address of the numbers of its sequences.
+        addresses = sequences.ctypes.data + sequences.itemsize * (counts.cumsum() - counts).astype(np.uint64)
+        int_pointer = ctypes.POINTER(ctypes.c_int32)
+        for start in range(0, len(tokens), self._options.n_batch):
+            part = slice(start, start + self._options.n_batch)
+            batch = self._lib.llama_batch(
+                n_tokens=len(tokens[part]),
+                token=tokens[part].ctypes.data_as(int_pointer),
+                pos=positions[part].ctypes.data_as(int_pointer),
+                n_seq_id=counts[part].ctypes.data_as(int_pointer),
+                seq_id=addresses[part].ctypes.data_as(ctypes.POINTER(int_pointer)),
+                logits=outputs[part].ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
+            )
+            self._compute(batch, cancel)
+            for offset, paths in enumerate(tree.ends[part]):
+                if paths:
+                    result[paths] = self._logits_of(offset)
+
+    def _compute(self, batch: Any, cancel: CancelToken) -> None:
+        """One ``llama_decode``."""
+        cancel.raise_if_set()
         self._abort_flag.raw = b'\0\0'
         with cancel.on_set(self._abort):
             code = self._lib.llama_decode(self._context, batch)
         if code == 0:
-            self._n_past += n
             return
-        self.rewind(self._n_past)
         if code == _ABORTED:
             cancel.raise_if_set()
         if code == _NO_ROOM:
             raise QuestionTooLongError(f'prompt and answer do not fit the context of {self.n_ctx} positions')
-        raise EngineError(f'llama.cpp failed to compute {n} positions (code {code}: {last_log_lines()})')
+        raise EngineError(f'llama.cpp failed to compute {batch.n_tokens} positions (code {code}: {last_log_lines()})')
 
     def _abort(self) -> None:
         self._abort_flag.raw = b'\1\0'
@@ -325,6 +411,20 @@ class LlamaCppEngine:
             self._cache.truncate(0)
             self._lib.llama_memory_clear(self._memory, True)
         return bool(read)
+
+
+class _SingleToken:
+    """A batch of one token with logits, made once: the loop that decodes needs nothing else."""
+
+    def __init__(self, lib: Any) -> None:
+        self._token = (lib.llama_token * 1)()
+        self._output = (ctypes.c_int8 * 1)(1)
+        self._batch = lib.llama_batch(n_tokens=1, token=self._token, logits=self._output)
+
+    def batch_of(self, token: int) -> Any:
+        """The batch, now with ``token``."""
+        self._token[0] = token
+        return self._batch
 
 
 class _ClosedLibrary:

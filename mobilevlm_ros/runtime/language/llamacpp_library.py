@@ -9,8 +9,12 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import re
 import weakref
 from collections import deque
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -22,6 +26,7 @@ from mobilevlm_ros.errors import AnswerFormatError, DependencyError
 __all__ = [
     'TESTED_VERSION',
     'LlamaGrammarSampler',
+    'SingleBytes',
     'forget_log_lines',
     'json_schema_to_gbnf',
     'last_log_lines',
@@ -34,6 +39,8 @@ _logger = logging.getLogger('mobilevlm_ros.llama_cpp')
 # enum ggml_log_level in ggml.h; the numbers in llama-cpp-python's own logger are those of an older llama.cpp.
 _LOG_WARN, _LOG_ERROR = 3, 4
 _log_tail: deque[str] = deque(maxlen=4)
+_MOST_FORCED_BYTES = 4096
+"""A rule that only ever leads to itself would never end."""
 _NEEDED = ('llama_set_adapters_lora', 'llama_state_seq_set_data', 'llama_memory_seq_rm', 'llama_vocab_eot')
 
 
@@ -96,7 +103,7 @@ def forget_log_lines() -> None:
 
 
 def json_schema_to_gbnf(schema: str) -> str:
-    """llama.cpp's grammar notation for the JSON texts that ``schema`` describes.
+    """llama.cpp's grammar notation for the JSON texts that ``schema`` describes, written as ``json.dumps`` would.
 
     :raise AnswerFormatError: if the schema uses what cannot be turned into a grammar.
     """
@@ -106,19 +113,64 @@ def json_schema_to_gbnf(schema: str) -> str:
     try:
         gbnf = str(convert(schema))
         gbnf.encode()
-        return gbnf
     except Exception as error:  # the converter asserts and indexes its way through: whatever it is, it is the schema
         raise AnswerFormatError(f'the JSON schema cannot be turned into a grammar ({error}): simplify it') from error
+    return _with_fixed_spaces(gbnf)
+
+
+# A literal, a class of characters, a name, or anything else, in llama.cpp's grammar notation.
+_GBNF_PART = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|[A-Za-z0-9-]+|.', re.DOTALL)
+
+
+def _with_fixed_spaces(gbnf: str) -> str:
+    """One space after ``,`` and ``:``, none elsewhere, where the converter's rule ``space`` leaves the model a choice.
+
+    The choice is of no use to whoever reads the JSON, and without it all that stands between two values is certain,
+    so that it can be computed in one batch.
+    """
+    result: list[str] = []
+    before = ''
+    for part in _GBNF_PART.findall(gbnf.replace('space ::= " "?', 'space ::= ""')):
+        if part == 'space' and before in ('","', '":"'):
+            part = '" "'
+        result.append(part)
+        if not part.isspace():
+            before = part
+    return ''.join(result)
+
+
+@dataclass(frozen=True)
+class SingleBytes:
+    """One token for each byte, and the end token: with them, a grammar can be asked for the next byte.
+
+    :ivar tokens: int32 ``[n]``.
+    :ivar values: the bytes, uint8 ``[n - 1]``; the last token is the end.
+    """
+
+    tokens: NDArray[np.int32]
+    values: bytes
+
+    @classmethod
+    def of(cls, pieces: Sequence[bytes], end_token: int) -> SingleBytes | None:
+        """None if the vocabulary lacks a byte that may occur in a text: then nothing is known to be certain."""
+        found = {piece: token for token, piece in enumerate(pieces) if len(piece) == 1}
+        never_in_utf8 = {0x00, 0xC0, 0xC1, *range(0xF5, 0x100)}  # and no grammar takes a NUL
+        values = bytes(value for value in range(256) if bytes([value]) in found)
+        if not set(range(256)) - never_in_utf8 <= set(values):
+            return None
+        return cls(np.array([*(found[bytes([value])] for value in values), end_token], dtype=np.int32), values)
 
 
 class LlamaGrammarSampler:
     """A grammar in llama.cpp's GBNF, applied to logits.
 
+    :param single_bytes: what ``forced`` asks with; None: it finds nothing.
     :raise AnswerFormatError: if the grammar does not parse.
     """
 
-    def __init__(self, lib: Any, vocab: Any, gbnf: str) -> None:
+    def __init__(self, lib: Any, vocab: Any, gbnf: str, single_bytes: SingleBytes | None = None) -> None:
         self._lib = lib
+        self._single_bytes = single_bytes
         sampler = lib.llama_sampler_init_grammar(vocab, gbnf.encode(), b'root')
         if not sampler:
             raise AnswerFormatError('llama.cpp cannot use the grammar of this JSON schema: simplify the schema')
@@ -127,20 +179,48 @@ class LlamaGrammarSampler:
 
     def allows(self, token: int) -> bool:
         """Whether ``token`` may come next."""
-        return bool(np.isfinite(self._apply(np.array([token], dtype=np.int32), np.zeros(1, dtype=np.float32)))[0])
+        return bool(self.allowed(np.array([token], dtype=np.int32))[0])
+
+    def allowed(self, tokens: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """Which of ``tokens [n]`` may come next."""
+        return np.isfinite(self._apply(self._sampler, tokens, np.zeros(len(tokens), dtype=np.float32)))
 
     def masked(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """A copy of ``logits [n_vocab]`` with forbidden tokens at minus infinity."""
-        return self._apply(np.arange(len(logits), dtype=np.int32), logits)
+        return self._apply(self._sampler, np.arange(len(logits), dtype=np.int32), logits)
 
-    def _apply(self, ids: NDArray[np.int32], logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    def forced(self) -> tuple[bytes, bool]:
+        """See ``Grammar.forced``: asks for the next byte, on a copy, as long as there is only one."""
+        single_bytes = self._single_bytes
+        if single_bytes is None:
+            return b'', False
+        zeros = np.zeros(len(single_bytes.tokens), dtype=np.float32)
+        text = bytearray()
+        ends = False
+        with ExitStack() as stack:
+            sampler = self._sampler
+            while len(text) < _MOST_FORCED_BYTES:
+                (possible,) = np.isfinite(self._apply(sampler, single_bytes.tokens, zeros)).nonzero()
+                if len(possible) != 1:
+                    break
+                ends = int(possible[0]) == len(single_bytes.values)
+                if ends:
+                    break
+                if not text:
+                    sampler = self._lib.llama_sampler_clone(sampler)
+                    stack.callback(self._lib.llama_sampler_free, sampler)
+                self._lib.llama_sampler_accept(sampler, int(single_bytes.tokens[possible[0]]))
+                text.append(single_bytes.values[possible[0]])
+        return bytes(text).decode(errors='ignore').encode(), ends
+
+    def _apply(self, sampler: Any, ids: NDArray[np.int32], logits: NDArray[np.float32]) -> NDArray[np.float32]:
         # The layout of llama_token_data: int32 id, float32 logit, float32 p.
         data = np.zeros(len(ids), dtype=[('id', np.int32), ('logit', np.float32), ('p', np.float32)])
         data['id'], data['logit'] = ids, logits
         array = self._lib.llama_token_data_array(
             data=data.ctypes.data_as(self._lib.llama_token_data_p), size=len(ids), selected=-1, sorted=False
         )
-        self._lib.llama_sampler_apply(self._sampler, ctypes.byref(array))
+        self._lib.llama_sampler_apply(sampler, ctypes.byref(array))
         return data['logit'].copy()
 
     def accept(self, token: int) -> None:

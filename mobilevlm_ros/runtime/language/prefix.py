@@ -93,6 +93,10 @@ class PrefixCache:
         while len(self._saved) > self._capacity:
             self._saved.popitem(last=False)
 
+    def drop(self, segments: Sequence[Segment]) -> None:
+        """Forget the state that covers exactly ``segments``."""
+        self._saved.pop(tuple(segment.key for segment in segments), None)
+
     def clear(self) -> None:
         """Forget everything."""
         self._resident.clear()
