@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobilevlm_ros.build.language_gguf import write_language_gguf
-from mobilevlm_ros.build.vision_graph import VisionShape, vision_graph
+from mobilevlm_ros.build.vision_graph import write_vision_graph
 from mobilevlm_ros.build.vocabulary import Vocabulary
-from mobilevlm_ros.model.config import LanguageConfig
+from mobilevlm_ros.model.config import LanguageConfig, ProjectorConfig, VisionConfig
+from mobilevlm_ros.model.layout import PROJECTOR_PREFIX, projector_tensors, tower_tensors
 from mobilevlm_ros.runtime.bundle import FORMAT_VERSION, file_entry, write_description
 from mobilevlm_ros.runtime.preprocess import CLIP_MEAN, CLIP_STD
 
@@ -37,9 +38,10 @@ class TinyLlama:
 
 
 WORDS = ['yes', 'no', 'red', 'blue', 'green', 'car', 'truck', 'the', 'a', 'is', 'what', 'table']
-TINY_VISION = VisionShape(
-    image_size=32, patch_size=8, width=32, n_heads=4, n_blocks=2, mlp_width=64, n_embd=TinyLlama.n_embd
+TINY_VISION = VisionConfig(
+    name='tiny', image_size=32, patch_size=8, width=32, n_heads=4, n_blocks=3, mlp_width=64, projection_width=16
 )
+TINY_PROJECTOR = ProjectorConfig('ldpnetv2')
 
 
 Words = tuple[list[bytes], list[float], list[int]]
@@ -117,44 +119,29 @@ def write_gguf(path: Path, sizes: TinyLlama | None = None, seed: int = 0, vocab:
     return weights
 
 
-def vision_weights(shape: VisionShape = TINY_VISION, seed: int = 0) -> Weights:
-    """Random weights of a tower with one block more than runs, and of a projector."""
+def vision_weights(
+    vision: VisionConfig = TINY_VISION,
+    seed: int = 0,
+    projector: ProjectorConfig = TINY_PROJECTOR,
+    n_embd: int = TinyLlama.n_embd,
+) -> Weights:
+    """Random weights of a whole tower, the blocks that never run among them, and of a projector."""
     random = np.random.default_rng(seed)
-    w, d = shape.width, shape.n_embd
-
-    def normal(*size: int, scale: float = 0.2) -> NDArray[np.float32]:
-        return random.normal(0.0, scale, size).astype(np.float32)
-
-    root = 'vision_model'
-    weights: Weights = {
-        f'{root}.embeddings.class_embedding': normal(w),
-        f'{root}.embeddings.patch_embedding.weight': normal(w, 3, shape.patch_size, shape.patch_size),
-        f'{root}.embeddings.position_embedding.weight': normal(shape.grid**2 + 1, w),
-    }
-    norms = [f'{root}.pre_layrnorm', f'{root}.post_layernorm']
-    for i in range(shape.n_blocks + 1):
-        block = f'{root}.encoder.layers.{i}'
-        norms += [f'{block}.layer_norm1', f'{block}.layer_norm2']
-        for name, n_out, n_in in (
-            *((f'self_attn.{p}_proj', w, w) for p in ('q', 'k', 'v', 'out')),
-            ('mlp.fc1', shape.mlp_width, w),
-            ('mlp.fc2', w, shape.mlp_width),
-        ):
-            weights[f'{block}.{name}.weight'] = normal(n_out, n_in)
-            weights[f'{block}.{name}.bias'] = normal(n_out)
-    for norm in norms:
-        weights[f'{norm}.weight'] = 1.0 + normal(w)
-        weights[f'{norm}.bias'] = normal(w)
-    projector = 'model.mm_projector'
-    weights[f'{projector}.mlp.mlp.0.weight'], weights[f'{projector}.mlp.mlp.0.bias'] = normal(d, w), normal(d)
-    weights[f'{projector}.mlp.mlp.2.weight'], weights[f'{projector}.mlp.mlp.2.bias'] = normal(d, d), normal(d)
-    weights[f'{projector}.peg.peg.0.weight'], weights[f'{projector}.peg.peg.0.bias'] = normal(d, 1, 3, 3), normal(d)
-    return weights
+    shapes = dict(tower_tensors(vision))
+    inner = projector_tensors(projector, vision.width, n_embd)
+    shapes |= {PROJECTOR_PREFIX + name: shape for name, shape in inner}
+    weights = {name: random.normal(0.0, 0.2, shape).astype(np.float32) for name, shape in shapes.items()}
+    # Vectors that scale belong to norms, and do so around 1.
+    return {name: value + 1.0 if _scales(name, value) else value for name, value in weights.items()}
 
 
-def write_vision(path: Path, shape: VisionShape = TINY_VISION, seed: int = 0) -> None:
+def _scales(name: str, value: NDArray[np.float32]) -> bool:
+    return name.endswith('.weight') and value.ndim == 1
+
+
+def write_vision(path: Path, vision: VisionConfig = TINY_VISION, seed: int = 0) -> None:
     """Write the tiny vision engine."""
-    path.write_bytes(vision_graph(vision_weights(shape, seed), shape).SerializeToString())
+    write_vision_graph(vision_weights(vision, seed), vision, TINY_PROJECTOR, TinyLlama.n_embd, path)
 
 
 def write_bundle(path: Path, **language: Any) -> Path:
@@ -174,7 +161,7 @@ def write_bundle(path: Path, **language: Any) -> Path:
             'precision': 'fp32',
             'file': 'vision.onnx',
             'image_size': TINY_VISION.image_size,
-            'n_tokens': TINY_VISION.n_tokens,
+            'n_tokens': TINY_PROJECTOR.grid_out(TINY_VISION.grid) ** 2,
             'aspect': 'pad',
             'mean': list(CLIP_MEAN),
             'std': list(CLIP_STD),

