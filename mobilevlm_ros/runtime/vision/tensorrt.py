@@ -244,16 +244,17 @@ class TensorRtVision:
             raise EngineError(f'TensorRT makes no execution context: {self._log.last_lines()}')
 
     def _check_io(self, plan: Path) -> tuple[_Tensor, _Tensor]:
-        trt, engine = self._trt, self._engine
+        # No local name for the engine here or elsewhere: the traceback of an error would keep its memory.
+        trt = self._trt
         dtypes = {trt.DataType.FLOAT: np.float32, trt.DataType.HALF: np.float16}
         inputs: list[_Tensor] = []
         outputs: list[_Tensor] = []
         found = []
-        for index in range(engine.num_io_tensors):
-            name = engine.get_tensor_name(index)
-            shape = tuple(int(n) for n in engine.get_tensor_shape(name))
-            dtype = engine.get_tensor_dtype(name)
-            is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
+        for index in range(self._engine.num_io_tensors):
+            name = self._engine.get_tensor_name(index)
+            shape = tuple(int(n) for n in self._engine.get_tensor_shape(name))
+            dtype = self._engine.get_tensor_dtype(name)
+            is_input = self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
             found.append(f'{"input" if is_input else "output"} {name} {list(shape)} {dtype}')
             (inputs if is_input else outputs).append(_Tensor(name, shape, dtypes.get(dtype)))
         fits = (
