@@ -247,31 +247,37 @@ def load_mobilevlm(
         model = MobileVLM(config)
     parameters = dict(model.named_parameters())
     expected = {published_name(name): name for name in parameters}
-    _check_names(config.name, tensors.keys(), {name: parameters[ours].shape for name, ours in expected.items()})
+    # A set, as asking a Mapping whether it holds a key may read the value.
+    _check_names(config.name, set(tensors), {name: tuple(parameters[ours].shape) for name, ours in expected.items()})
     for published, name in expected.items():
-        array = tensors[published]
-        if array.shape != tuple(parameters[name].shape):
-            raise CheckpointShapeError(
-                f'{published} has shape {array.shape}, {config.name} has {tuple(parameters[name].shape)}: '
-                'the weights are of another model'
-            )
+        before = parameters[name]
         parent, _, leaf = name.rpartition('.')
-        loaded = nn.Parameter(torch.tensor(array, dtype=dtype), requires_grad=parameters[name].requires_grad)
-        setattr(model.get_submodule(parent), leaf, loaded)
+        value = _read(tensors, published, config.name, tuple(before.shape), dtype)
+        setattr(model.get_submodule(parent), leaf, nn.Parameter(value, requires_grad=before.requires_grad))
     if config.language.tie_embeddings:
         model.language.tie_weights()
     _compute_buffers(model)
     return model.eval()
 
 
-def _check_names(model: str, found: Any, expected: Mapping[str, Any]) -> None:
+def _read(
+    tensors: Mapping[str, NDArray[np.float32]], name: str, model: str, shape: tuple[int, ...], dtype: torch.dtype
+) -> Tensor:
+    """A copy of one tensor; the array that it came from does not outlive the call."""
+    array = tensors[name]
+    if array.shape != shape:
+        raise CheckpointShapeError(f'{name} has shape {array.shape}, {model} has {shape}: these are other weights')
+    return torch.tensor(array, dtype=dtype)
+
+
+def _check_names(model: str, found: set[str], expected: Mapping[str, tuple[int, ...]]) -> None:
     missing = [name for name in expected if name not in found]
     if missing:
         raise CheckpointShapeError(
             f'the weights lack {len(missing)} of the {len(expected)} tensors of {model}, the first being {missing[0]} '
-            f'of shape {tuple(expected[missing[0]])}'
+            f'of shape {expected[missing[0]]}'
         )
-    unknown = sorted(name for name in found if name not in expected)
+    unknown = sorted(found - expected.keys())
     if unknown:
         raise CheckpointShapeError(
             f'the weights have {len(unknown)} tensors that {model} does not have, the first being {unknown[0]}'

@@ -85,8 +85,13 @@ class TimmTower(nn.Module):
             usual_size = timm.get_pretrained_cfg(config.name).input_size[-1]
             # Models that take images of any size have no such argument.
             size = {} if config.image_size == usual_size else {'img_size': config.image_size}
-            # Drop paths are for training a tower, which stays frozen here.
-            model = timm.create_model(config.name, pretrained=False, num_classes=0, drop_path_rate=0.0, **size)
+            try:
+                # Drop paths are for training a tower, which stays frozen here.
+                model = timm.create_model(config.name, pretrained=False, num_classes=0, drop_path_rate=0.0, **size)
+            except TypeError as error:
+                raise SettingsError(
+                    f'{config.name} takes no images of size {config.image_size}, only of {usual_size} ({error})'
+                ) from error
         self.model: Any = model
         self.n_prefix_tokens: int = getattr(model, 'num_prefix_tokens', 0)
         self.config = config
