@@ -107,8 +107,8 @@ def write_gguf(
     add_metadata: Callable[[Any], None],
     tensors: Sequence[TensorEntry],
     on_progress: OnProgress = lambda done, total: None,
-) -> int:
-    """Write ``out``; returns its size in bytes.
+) -> None:
+    """Write ``out``.
 
     :param add_metadata: adds keys to a ``gguf.GGUFWriter``.
     :param on_progress: told of bytes written.
@@ -136,8 +136,6 @@ def write_gguf(
                 on_progress(done, total)
         finally:
             writer.close()
-        size = partial.stat().st_size
-    return size
 
 
 def _stored(gguf: Any, tensor: TensorEntry) -> NDArray[Any]:

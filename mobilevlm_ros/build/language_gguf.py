@@ -34,8 +34,8 @@ def write_language_gguf(
     dtype: Literal['f16', 'f32'] = 'f16',
     name: str,
     on_progress: OnProgress = lambda done, total: None,
-) -> int:
-    """Write the language model; returns the file's size in bytes.
+) -> None:
+    """Write the language model.
 
     :param weights: float32 under Hugging Face's names, matrices ``[out, in]``; each is read once. Tables of rotary
         frequencies, which old checkpoints hold, are ignored, and so is the output matrix of tied embeddings.
@@ -72,7 +72,7 @@ def write_language_gguf(
     entries = [
         TensorEntry(tensor.name, tensor.shape, _storage(tensor, dtype), _reader(weights, tensor)) for tensor in tensors
     ]
-    return write_gguf(out, 'llama', add_metadata, entries, on_progress)
+    write_gguf(out, 'llama', add_metadata, entries, on_progress)
 
 
 def _storage(tensor: LlamaTensor, dtype: Storage) -> Storage:
