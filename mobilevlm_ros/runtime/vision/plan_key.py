@@ -7,6 +7,8 @@ The key comes from a file and is not trusted. Knows neither TensorRT nor CUDA: i
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,7 +16,7 @@ import jsonschema
 
 from mobilevlm_ros.errors import BundleIncompleteError, PlanMismatchError
 
-__all__ = ['PLAN_KEY_SCHEMA', 'REBUILD', 'PlanKey', 'check_plan']
+__all__ = ['PLAN_KEY_SCHEMA', 'REBUILD', 'PlanKey', 'check_plan', 'graph_sha256']
 
 REBUILD = 'mobilevlm build MODEL --profile jetson-orin --out DIR'
 """How a plan is built again, as long as nobody knows the model and the place."""
@@ -53,7 +55,7 @@ class PlanKey:
     :ivar tensorrt: its version, as it says itself; a plan fits no other.
     :ivar gpu: name of the GPU, as CUDA says it (all Jetson Orin modules: ``Orin``).
     :ivar compute_capability: of the GPU, such as ``8.7``.
-    :ivar onnx_sha256: of the graph from which the plan was built, external data included.
+    :ivar onnx_sha256: of the graph from which the plan was built (``graph_sha256``).
     :ivar precision: in which the graph computes, ``fp16`` or ``fp32``.
     """
 
@@ -82,6 +84,16 @@ class PlanKey:
             )
         assert isinstance(raw, dict)
         return cls(**raw)
+
+
+def graph_sha256(hashes: Mapping[str, str]) -> str:
+    """One hash of an ONNX graph that may have its weights in further files.
+
+    :param hashes: SHA-256 of each file by its name; the hash of a single file is that of the graph.
+    """
+    if len(hashes) == 1:
+        return next(iter(hashes.values()))
+    return hashlib.sha256(repr(sorted(hashes.items())).encode()).hexdigest()
 
 
 def check_plan(key: PlanKey, here: PlanKey, *, rebuild: str = REBUILD) -> None:

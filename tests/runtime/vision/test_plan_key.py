@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mobilevlm_ros.errors import BundleIncompleteError, PlanMismatchError
-from mobilevlm_ros.runtime.vision.plan_key import PlanKey, check_plan
+from mobilevlm_ros.runtime.vision.plan_key import PlanKey, check_plan, graph_sha256
 
 KEY = PlanKey(
     flavour='tensorrt',
@@ -114,3 +114,15 @@ def test_whatever_a_file_says_is_a_key_or_malformed(raw: Any) -> None:
     except BundleIncompleteError:
         return
     assert key.to_dict() == raw
+
+
+def test_the_hash_of_a_graph_in_one_file_is_that_of_the_file() -> None:
+    assert graph_sha256({'vision.onnx': 'c' * 64}) == 'c' * 64
+
+
+def test_the_hash_of_a_graph_in_more_files_depends_on_each_but_not_on_their_order() -> None:
+    files = {'vision.onnx': 'c' * 64, 'vision.onnx.data': 'd' * 64}
+
+    assert graph_sha256(files) == graph_sha256(dict(reversed(files.items())))
+    assert graph_sha256(files) != graph_sha256({**files, 'vision.onnx.data': 'e' * 64})
+    assert PlanKey.from_dict({**KEY.to_dict(), 'onnx_sha256': graph_sha256(files)})
