@@ -75,7 +75,11 @@ def parameters() -> dict[str, Any]:
 def test_the_shipped_parameters_are_all_of_the_node_with_their_defaults() -> None:
     table = pytest.importorskip('mobilevlm_ros.node.parameters', reason='needs rclpy').PARAMETERS
     expected = {parameter.name: parameter.default for parameter in table}
-    expected |= {'cameras.camera.topic': 'image', 'cameras.camera.type': 'auto'}
+    expected |= {
+        'cameras.camera.topic': 'image',
+        'cameras.camera.type': 'auto',
+        'cameras.camera.encode_ahead': True,
+    }
     found = parameters()
     assert found == expected
     for name, value in found.items():

@@ -50,7 +50,8 @@ class Doors:
 
     :param submit: puts a job on the queue; raises ``MobileVLMError`` to refuse it.
     :param settings: the present settings.
-    :param frames: the present frames of the cameras; raises ``NotActiveError`` while there are none.
+    :param cameras: the present cameras; raises ``NotActiveError`` while there are none.
+    :param take_frame: camera and largest age -> the frame for a question; runs on the worker's thread.
     :param on_answer: told every answer, refusals included.
     """
 
@@ -60,13 +61,15 @@ class Doors:
         *,
         submit: Callable[[Job], None],
         settings: Callable[[], NodeSettings],
-        frames: Callable[[], FrameStore],
+        cameras: Callable[[], FrameStore],
+        take_frame: Callable[[str, float], Frame],
         on_answer: Callable[[Answer], None],
     ) -> None:
         self._node = node
         self._submit = submit
         self._settings = settings
-        self._frames = frames
+        self._cameras = cameras
+        self._frame_of_camera = take_frame
         self._on_answer = on_answer
         self._cancels: dict[bytes, CancelToken] = {}
         # Reentrant: while one question waits for its answer, the next must still be taken, and a cancel served.
@@ -168,8 +171,8 @@ class Doors:
             question = question_from(request, question_id, settings.deadline_s)
             # What cannot be asked is refused here, without a place in the queue.
             prepare(question)
-            if not carries_image(request):
-                self._frames().resolve(question.camera)
+            # Questions about one camera may share a frame; an image of the request is its own.
+            camera = None if carries_image(request) else self._cameras().resolve(question.camera)
             job = Job(
                 question,
                 take_frame=lambda: self._take_frame(request, question, settings.max_frame_age_s),
@@ -177,6 +180,7 @@ class Doors:
                 on_progress=on_progress,
                 settings=settings.assistant,
                 cancel=cancel,
+                group=camera,
             )
             self._submit(job)
         except MobileVLMError as error:
@@ -195,7 +199,7 @@ class Doors:
                 message = f'the image of the request is {frame.age_s:.3f} s old, its limit is {limit_s:.3f} s'
                 raise StaleFrameError(message, frame)
             return frame
-        return self._frames().take(question.camera, question.max_frame_age_s or default_max_age_s)
+        return self._frame_of_camera(question.camera, question.max_frame_age_s or default_max_age_s)
 
     def _finish(self, answer: Answer) -> None:
         self._on_answer(answer)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import threading
 from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import psutil
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
+from mobilevlm_ros.runtime.ahead import AheadCounts
 from mobilevlm_ros.runtime.frames import CameraStatus
 from mobilevlm_ros.types import Answer, ResultCode
 
@@ -67,6 +68,7 @@ class NodeState:
     :ivar camera_rates_hz: one for each of ``cameras``, since the last report.
     :ivar camera_losses: images lost in transport since the last report, one for each of ``cameras``.
     :ivar camera_problems: one text for each of ``cameras``; empty if there is none.
+    :ivar ahead: what encoding ahead has done since the node became active.
     """
 
     active: bool
@@ -79,6 +81,7 @@ class NodeState:
     camera_rates_hz: Sequence[float]
     camera_losses: Sequence[int]
     camera_problems: Sequence[str]
+    ahead: AheadCounts = field(default_factory=AheadCounts)
 
 
 def statuses(node_name: str, state: NodeState, health: Health) -> list[DiagnosticStatus]:
@@ -109,6 +112,10 @@ def _model_status(node_name: str, state: NodeState, health: Health) -> Diagnosti
         'queue': f'{state.n_waiting} of {state.queue_size}',
         'memory (MiB)': str(psutil.Process().memory_info().rss >> 20),
         'last error': health.last_error,
+        'frames encoded ahead': str(state.ahead.n_encoded),
+        'frames encoded ahead, interrupted': str(state.ahead.n_interrupted),
+        'questions about them': str(state.ahead.n_hits),
+        'time for them (s)': f'{state.ahead.busy_s:.1f}',
         **health.values(),
     }
     return _status(f'{node_name}: model', level, message, values)

@@ -14,10 +14,11 @@ from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescri
 from rclpy.node import Node
 
 from mobilevlm_ros.errors import SettingsError
-from mobilevlm_ros.runtime.assistant import AssistantSettings
+from mobilevlm_ros.runtime.ahead import AheadSettings
+from mobilevlm_ros.runtime.asking import AssistantSettings
 from mobilevlm_ros.runtime.sampling import SamplingSettings
 
-__all__ = ['PARAMETERS', 'CameraSettings', 'NodeSettings', 'Parameter', 'declare', 'read', 'settings_from']
+__all__ = ['PARAMETERS', 'CameraSettings', 'NodeSettings', 'Parameter', 'declare', 'is_live', 'read', 'settings_from']
 
 
 @dataclass(frozen=True)
@@ -98,23 +99,42 @@ PARAMETERS = (
         'min_p', 0.0, 'Sampling: tokens below this share of the best one are out.', live=True, limits=(0.0, 0.999)
     ),
     Parameter('seed', 0, 'Sampling: the seed of every answer.', live=True, limits=(0, 2**31 - 1)),
+    Parameter(
+        'encode_ahead_duty',
+        0.0,
+        'Largest share of the time that may go into encoding new frames while nobody asks, so that a question about '
+        'one is answered without that delay. 0: off.',
+        live=True,
+        limits=(0.0, 1.0),
+    ),
+    Parameter(
+        'encode_ahead_max_lag_s',
+        1.0,
+        'With encode_ahead_duty: a question takes the frame that was encoded ahead if the newest one arrived at most '
+        'this much later; max_frame_age_s holds all the same. 0: only if it is the newest.',
+        live=True,
+        limits=(0.0, 86400.0),
+    ),
     Parameter('threads', 0, 'Threads of the language engine; 0: as the bundle says.', live=True, limits=(0, 1024)),
 )
 
 _CAMERA_PARAMETERS = (
     ('topic', 'Topic of the camera, raw or compressed images; relative names are remapped as usual.'),
     ('type', 'auto: by the type that is published; or raw, or compressed.'),
+    ('encode_ahead', 'Whether encode_ahead_duty may be spent on this camera. May change at any time.'),
 )
+_LIVE = {parameter.name for parameter in PARAMETERS if parameter.live}
 _CAMERA_TYPES = ('auto', 'raw', 'compressed')
 
 
 @dataclass(frozen=True)
 class CameraSettings:
-    """One camera: its name, topic and image type (``auto``, ``raw`` or ``compressed``)."""
+    """One camera: its name, topic, image type (``auto``, ``raw`` or ``compressed``), and whether to encode it ahead."""
 
     name: str
     topic: str
     type: str
+    encode_ahead: bool = True
 
 
 @dataclass(frozen=True)
@@ -131,6 +151,7 @@ class NodeSettings:
     max_frame_age_s: float
     deadline_s: float | None
     assistant: AssistantSettings
+    ahead: AheadSettings
 
 
 def declare(node: Node) -> None:
@@ -144,7 +165,7 @@ def declare_cameras(node: Node) -> None:
     """Declare the parameters of the cameras that ``camera_names`` lists and that are not declared yet."""
     names = list(node.get_parameter('camera_names').value or [])
     for name in names:
-        defaults = {'topic': 'image' if len(names) == 1 else f'{name}/image', 'type': 'auto'}
+        defaults = {'topic': 'image' if len(names) == 1 else f'{name}/image', 'type': 'auto', 'encode_ahead': True}
         for key, description in _CAMERA_PARAMETERS:
             full_name = f'cameras.{name}.{key}'
             if not node.has_parameter(full_name):
@@ -187,11 +208,12 @@ def settings_from(values: Mapping[str, Any]) -> NodeSettings:
                 )
     if values['temperature'] == 0.0 and (values['top_k'] or values['top_p'] < 1.0 or values['min_p']):
         raise SettingsError('top_k, top_p and min_p have no effect at temperature 0: raise temperature, or leave them')
+    cameras = _cameras(values)
     return NodeSettings(
         autostart=values['autostart'],
         bundle=values['bundle'],
         verify_bundle=values['verify_bundle'],
-        cameras=_cameras(values),
+        cameras=cameras,
         queue_size=values['queue_size'],
         frame_cache=values['frame_cache'],
         diagnostics_period_s=values['diagnostics_period_s'],
@@ -209,7 +231,17 @@ def settings_from(values: Mapping[str, Any]) -> NodeSettings:
             ),
             n_threads=values['threads'],
         ),
+        ahead=AheadSettings(
+            duty=values['encode_ahead_duty'],
+            max_lag_s=values['encode_ahead_max_lag_s'],
+            cameras=tuple(camera.name for camera in cameras if camera.encode_ahead),
+        ),
     )
+
+
+def is_live(name: str) -> bool:
+    """Whether the parameter may change while the node is active."""
+    return name in _LIVE or (name.startswith('cameras.') and name.endswith('.encode_ahead'))
 
 
 def _cameras(values: Mapping[str, Any]) -> tuple[CameraSettings, ...]:
@@ -229,5 +261,6 @@ def _cameras(values: Mapping[str, Any]) -> tuple[CameraSettings, ...]:
             raise SettingsError(f'cameras.{name}.topic is empty')
         if image_type not in _CAMERA_TYPES:
             raise SettingsError(f'cameras.{name}.type must be one of {", ".join(_CAMERA_TYPES)}, found {image_type!r}')
-        cameras.append(CameraSettings(name, topic, image_type))
+        encode_ahead = values.get(f'cameras.{name}.encode_ahead', True)
+        cameras.append(CameraSettings(name, topic, image_type, encode_ahead))
     return tuple(cameras)

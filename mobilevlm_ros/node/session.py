@@ -15,8 +15,10 @@ from mobilevlm_msgs.msg import ModelInfo as ModelInfoMsg
 
 from mobilevlm_ros.node.parameters import NodeSettings
 from mobilevlm_ros.paths import bundle_dir
+from mobilevlm_ros.runtime.ahead import AheadEncoder, AheadSettings
 from mobilevlm_ros.runtime.assistant import Assistant
 from mobilevlm_ros.runtime.bundle import Bundle, open_bundle
+from mobilevlm_ros.runtime.frames import FrameStore
 from mobilevlm_ros.runtime.loading import (
     check_memory,
     fake_assistant,
@@ -44,11 +46,14 @@ def _bundle(settings: NodeSettings, verify_hashes: bool) -> Bundle | None:
 class Session:
     """See the module; made by ``open``."""
 
-    def __init__(self, assistant: Assistant, bundle: Bundle | None, queue_size: int, load_s: float) -> None:
+    def __init__(
+        self, assistant: Assistant, bundle: Bundle | None, settings: NodeSettings, frames: FrameStore, load_s: float
+    ) -> None:
         self._assistant = assistant
         self._bundle = bundle
         self._load_s = load_s
-        self.worker = QuestionWorker(assistant, capacity=queue_size)
+        self.ahead = AheadEncoder(assistant, frames, settings.ahead)
+        self.worker = QuestionWorker(assistant, capacity=settings.queue_size, idle=self.ahead)
 
     @staticmethod
     def check(settings: NodeSettings) -> str:
@@ -64,9 +69,10 @@ class Session:
         return f'{bundle.model_id}: {bundle.size_bytes >> 20} MiB of files, {free >> 20} MiB of memory free'
 
     @classmethod
-    def open(cls, settings: NodeSettings) -> Session:
+    def open(cls, settings: NodeSettings, frames: FrameStore) -> Session:
         """Load the model, run it once, start the worker.
 
+        :param frames: where the newest frames are found while nobody asks.
         :raise MobileVLMError: if something does not work; nothing is left open then.
         """
         started_s = time.monotonic()
@@ -78,7 +84,7 @@ class Session:
             assistant = load_assistant(bundle, settings.assistant, frame_cache=settings.frame_cache)
         try:
             warm_up(assistant)
-            return cls(assistant, bundle, settings.queue_size, time.monotonic() - started_s)
+            return cls(assistant, bundle, settings, frames, time.monotonic() - started_s)
         except BaseException:
             assistant.close()
             raise
@@ -112,6 +118,12 @@ class Session:
             message.language_quantization = bundle.language['quantization']
             message.prompt_template = bundle.description['prompt']['template']
         return message
+
+    def encode_ahead(self, settings: AheadSettings) -> None:
+        """From now on do by ``settings`` while nobody asks."""
+        if settings != self.ahead.settings:
+            self.ahead.settings = settings
+            self.worker.wake()
 
     def close(self) -> None:
         """Stop the worker and free the model."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,9 +30,10 @@ from mobilevlm_ros.node.conversions import stamp_msg
 from mobilevlm_ros.node.doors import Doors
 from mobilevlm_ros.node.health import Health, NodeState, statuses
 from mobilevlm_ros.node.session import Session
+from mobilevlm_ros.runtime.ahead import AheadCounts
 from mobilevlm_ros.runtime.frames import FrameStore
 from mobilevlm_ros.runtime.worker import Job
-from mobilevlm_ros.types import Answer, ResultCode
+from mobilevlm_ros.types import Answer, Frame, ResultCode
 
 __all__ = ['VqaNode']
 
@@ -132,7 +134,8 @@ class VqaNode(LifecycleNode):
                 self,
                 submit=self._submit,
                 settings=lambda: self.settings,
-                frames=self._active_frames,
+                cameras=self._active_frames,
+                take_frame=self._take_frame,
                 on_answer=self._on_answer,
             )
             stack.callback(doors.close)
@@ -151,7 +154,7 @@ class VqaNode(LifecycleNode):
         settings = self.settings
         with ExitStack() as stack:
             frames = FrameStore([camera.name for camera in settings.cameras], self._now_ns)
-            session = Session.open(settings)
+            session = Session.open(settings, frames)
             stack.callback(session.close)
             # Before the session closes, questions must find none: they are refused instead of lost.
             stack.callback(self._forget_session)
@@ -207,6 +210,13 @@ class VqaNode(LifecycleNode):
             raise NotActiveError('the node left the active state while the question was open')
         return frames
 
+    def _take_frame(self, camera: str, max_age_s: float) -> Frame:
+        """The frame for a question; on the worker's thread."""
+        session = self._session
+        if session is None:
+            raise NotActiveError('the node left the active state while the question was open')
+        return session.ahead.take(camera, max_age_s)
+
     def _on_answer(self, answer: Answer) -> None:
         self._health.add(answer)
         if answer.result_code >= 100:
@@ -228,11 +238,13 @@ class VqaNode(LifecycleNode):
         return int(self.get_clock().now().nanoseconds)
 
     def _look(self) -> None:
-        """Look for cameras on the graph, and for frozen ones."""
+        """Look for cameras on the graph, and for frozen ones; follow the settings that the worker does not read."""
         for camera in self._cameras:
             camera.look()
         if self._frames is None:
             return
+        if self._session is not None:
+            self._session.encode_ahead(self.settings.ahead)
         limit_s = self.get_parameter('max_frame_age_s').value
         for status in self._frames.status():
             is_lost = status.age_s is not None and status.age_s > limit_s
@@ -283,6 +295,7 @@ class VqaNode(LifecycleNode):
             camera_rates_hz=[frames / (now_s - before_s) for frames, _ in new],
             camera_losses=[int(lost) for _, lost in new],
             camera_problems=[camera.problem for camera in self._cameras],
+            ahead=replace(session.ahead.counts) if session else AheadCounts(),
         )
         array = DiagnosticArray(status=statuses(self.get_fully_qualified_name().strip('/'), state, self._health))
         array.header.stamp = stamp_msg(self._now_ns())
@@ -292,14 +305,17 @@ class VqaNode(LifecycleNode):
 
     def _on_set_parameters(self, changes: list[Any]) -> SetParametersResult:
         """Accept a change only if the whole set stays valid and the node can follow it now."""
-        ours = {parameter.name: parameter for parameter in parameters.PARAMETERS}
+        ours = {parameter.name for parameter in parameters.PARAMETERS}
         values = parameters.read(self)
         for change in changes:
             known = change.name in ours or change.name.startswith('cameras.')
             if not known:
                 continue
-            live = change.name in ours and ours[change.name].live
-            if self._session is not None and not live and change.value != values.get(change.name):
+            if (
+                self._session is not None
+                and not parameters.is_live(change.name)
+                and change.value != values.get(change.name)
+            ):
                 reason = f'{change.name} cannot change while the node is active: deactivate it first'
                 return SetParametersResult(successful=False, reason=reason)
             values[change.name] = change.value

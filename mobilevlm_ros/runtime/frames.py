@@ -33,6 +33,7 @@ class PendingFrame:
     stamp_ns: int
     received_ns: int
     decode: Callable[[], tuple[NDArray[np.uint8], str]]
+    _epoch: int = -1
     _decoded: tuple[NDArray[np.uint8], str] | None = None
 
     def age_s(self, now_ns: int) -> float:
@@ -72,6 +73,8 @@ class FrameStore:
     def __init__(self, cameras: Sequence[str], now_ns: Callable[[], int]) -> None:
         self._now_ns = now_ns
         self._lock = threading.Lock()
+        # Frames from before ``clear`` have another number: their ages mean nothing any more.
+        self._epoch = 0
         self._slots: dict[str, PendingFrame | None] = dict.fromkeys(cameras)
         self._counts: dict[str, int] = dict.fromkeys(cameras, 0)
 
@@ -83,12 +86,14 @@ class FrameStore:
     def put(self, camera: str, pending: PendingFrame) -> None:
         """Replace the camera's frame."""
         with self._lock:
+            pending._epoch = self._epoch
             self._slots[camera] = pending
             self._counts[camera] += 1
 
     def clear(self) -> None:
         """Forget all frames, for example because time jumped back."""
         with self._lock:
+            self._epoch += 1
             self._slots = dict.fromkeys(self._slots)
 
     def resolve(self, camera: str) -> str:
@@ -104,6 +109,11 @@ class FrameStore:
         if len(self._slots) != 1:
             raise UnknownCameraError(f'name one of the cameras: {names}')
         return next(iter(self._slots))
+
+    def newest(self, camera: str) -> PendingFrame | None:
+        """The newest frame of one of ``cameras`` as it arrived; None before the first."""
+        with self._lock:
+            return self._slots[camera]
 
     def take(self, camera: str, max_age_s: float) -> Frame:
         """The newest frame of a camera, decoded, with its age.
@@ -123,10 +133,14 @@ class FrameStore:
                 if n_frames == 0
                 else f'no image of camera {camera!r} has arrived since time jumped back'
             )
+        return self.open(camera, pending, max_age_s)
+
+    def open(self, camera: str, pending: PendingFrame, max_age_s: float) -> Frame:
+        """A frame that ``newest`` gave, decoded, with its age; the same errors as ``take``."""
         decoded = pending.frame(camera, age_s=0.0)
         # After decoding: the age is that of the pixels at the moment they are used.
         now_ns = self._now_ns()
-        if now_ns < pending.received_ns:
+        if now_ns < pending.received_ns or pending._epoch != self._epoch:
             raise NoFrameError(f'no image of camera {camera!r} has arrived since time jumped back')
         frame = replace(decoded, age_s=pending.age_s(now_ns))
         if not frame.age_s <= max_age_s:  # a limit that is no number lets nothing through

@@ -64,9 +64,13 @@ class PromptTemplate:
 
         :param question: checked text, with its format suffix if it has one.
         """
-        before = _tokenize(self.before, tokenizer, bos=True)
+        before = self.tokens_before(tokenizer)
         after = _tokenize([_filled(piece, question) for piece in self.after], tokenizer, bos=False)
         return before, after
+
+    def tokens_before(self, tokenizer: Tokenizer) -> list[int]:
+        """Token ids before the image; no question is needed for them."""
+        return _tokenize(self.before, tokenizer, bos=True)
 
     def render(self, question: str) -> str:
         """The prompt as text, the image as ``<image>``; for people and for the prompt's hash."""

@@ -62,12 +62,12 @@ def test_cancel_mid_answer_returns_the_partial_text(robot: Robot, photo: Pixels)
 def test_cancel_while_waiting_is_served_at_once(robot: Robot, photo: Pixels) -> None:
     robot.show(robot.image(photo))
     running = robot.goal(max_tokens=LONG_TOKENS)
-    wait_until(lambda: robot.node._session.worker._running is not None)
+    wait_until(lambda: robot.node._session.worker._running)
     waiting = robot.goal(max_tokens=4)
     waiting.cancel_goal_async()
     result = finished(robot, waiting)
     assert result.status == GoalStatus.STATUS_CANCELED
-    assert robot.node._session.worker._running is not None
+    assert robot.node._session.worker._running
     running.cancel_goal_async()
     assert finished(robot, running).status == GoalStatus.STATUS_CANCELED
 

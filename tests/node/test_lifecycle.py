@@ -146,7 +146,7 @@ def test_model_that_does_not_load_fails_activate(make_robot: Any, tiny_bundle: P
 def test_shutdown_while_answering(robot: Robot, photo: Pixels) -> None:
     robot.show(robot.image(photo))
     future = robot.ask_async(max_tokens=LONG_TOKENS)
-    wait_until(lambda: robot.node._session.worker._running is not None)
+    wait_until(lambda: robot.node._session.worker._running)
     assert robot.change_state('shutdown')
     assert robot.result(future).detail.result_code == Answer.NOT_ACTIVE
     assert robot.state() == 'finalized'

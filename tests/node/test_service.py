@@ -214,7 +214,7 @@ def test_several_cameras_must_be_named(make_robot, photo: Pixels) -> None:
 def test_a_waiting_question_is_answered_after_the_running_one(robot: Robot, photo: Pixels) -> None:
     robot.show(robot.image(photo))
     running = robot.ask_async('what is the table', max_tokens=600)
-    wait_until(lambda: robot.node._session.worker._running is not None)
+    wait_until(lambda: robot.node._session.worker._running)
     waiting = robot.ask_async('is the car red', max_tokens=4)
     second = robot.result(waiting).detail
     first = robot.result(running).detail
@@ -241,7 +241,7 @@ def test_full_queue_is_busy_at_once(make_robot, photo: Pixels) -> None:
 def test_images_keep_arriving_while_it_decodes(robot: Robot, photo: Pixels) -> None:
     robot.show(robot.image(photo))
     future = robot.ask_async(max_tokens=LONG_TOKENS)
-    wait_until(lambda: robot.node._session.worker._running is not None)
+    wait_until(lambda: robot.node._session.worker._running)
     before, sent = robot.n_frames(), 0
     while not future.done():
         robot.publish(robot.image(photo))
@@ -268,7 +268,7 @@ def test_client_that_goes_away_harms_nobody(robot: Robot, photo: Pixels) -> None
     gone = robot.client.create_client(AskImage, f'{robot.ns}/vqa_node/ask_image')
     assert gone.wait_for_service(10.0)
     gone.call_async(AskImage.Request(question='what is the table', max_tokens=400))
-    wait_until(lambda: robot.node._session.worker._running is not None)
+    wait_until(lambda: robot.node._session.worker._running)
     robot.client.destroy_client(gone)
     answers_next(robot, photo)
 
