@@ -1,4 +1,4 @@
-"""The tensors of a LLaMA: their names at Hugging Face and in GGUF, their shapes, and llama.cpp's order of rows.
+"""The tensors of a LLaMA in GGUF: their names, their shapes, and llama.cpp's order of rows.
 
 Plain data for whatever writes, adapts or measures a language model in GGUF; needs neither torch nor gguf.
 """
@@ -10,9 +10,25 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from mobilevlm_ros.model import layout
 from mobilevlm_ros.model.config import LanguageConfig
 
 __all__ = ['LlamaTensor', 'language_tensors', 'rope_order']
+
+_NAMES = {
+    'model.embed_tokens': 'token_embd',
+    'model.norm': 'output_norm',
+    'lm_head': 'output',
+    'input_layernorm': 'attn_norm',
+    'self_attn.q_proj': 'attn_q',
+    'self_attn.k_proj': 'attn_k',
+    'self_attn.v_proj': 'attn_v',
+    'self_attn.o_proj': 'attn_output',
+    'post_attention_layernorm': 'ffn_norm',
+    'mlp.gate_proj': 'ffn_gate',
+    'mlp.up_proj': 'ffn_up',
+    'mlp.down_proj': 'ffn_down',
+}
 
 
 @dataclass(frozen=True)
@@ -33,28 +49,16 @@ class LlamaTensor:
 
 def language_tensors(config: LanguageConfig) -> list[LlamaTensor]:
     """Every tensor that a GGUF of this model holds: 9 a layer and 3, or 2 where the output matrix is the embedding."""
-    d, f, d_kv = config.n_embd, config.n_ff, config.n_kv_heads * config.head_width
-    tensors = [
-        LlamaTensor('model.embed_tokens.weight', 'token_embd.weight', (config.n_vocab, d)),
-        LlamaTensor('model.norm.weight', 'output_norm.weight', (d,)),
-    ]
-    if not config.tie_embeddings:
-        tensors.append(LlamaTensor('lm_head.weight', 'output.weight', (config.n_vocab, d)))
-    for i in range(config.n_layers):
-        for source, name, shape, n_rope_heads in (
-            ('input_layernorm', 'attn_norm', (d,), 0),
-            ('self_attn.q_proj', 'attn_q', (d, d), config.n_heads),
-            ('self_attn.k_proj', 'attn_k', (d_kv, d), config.n_kv_heads),
-            ('self_attn.v_proj', 'attn_v', (d_kv, d), 0),
-            ('self_attn.o_proj', 'attn_output', (d, d), 0),
-            ('post_attention_layernorm', 'ffn_norm', (d,), 0),
-            ('mlp.gate_proj', 'ffn_gate', (f, d), 0),
-            ('mlp.up_proj', 'ffn_up', (f, d), 0),
-            ('mlp.down_proj', 'ffn_down', (d, f), 0),
-        ):
-            tensors.append(
-                LlamaTensor(f'model.layers.{i}.{source}.weight', f'blk.{i}.{name}.weight', shape, n_rope_heads)
-            )
+    n_rope_heads = {'attn_q': config.n_heads, 'attn_k': config.n_kv_heads}
+    tensors = []
+    for source, shape in layout.language_tensors(config):
+        module = source.removesuffix('.weight')
+        if module.startswith('model.layers.'):
+            _, _, index, part = module.split('.', 3)
+            name = _NAMES[part]
+            tensors.append(LlamaTensor(source, f'blk.{index}.{name}.weight', shape, n_rope_heads.get(name, 0)))
+        elif not (config.tie_embeddings and module == 'lm_head'):
+            tensors.append(LlamaTensor(source, f'{_NAMES[module]}.weight', shape))
     return tensors
 
 
