@@ -78,7 +78,11 @@ def generate(
                     room = min(room, max(engine.n_ctx - engine.n_past - len(pending), 0))
                 ends = ends and len(forced) <= room
                 del forced[room:]
-                for token in forced:
+                for index, token in enumerate(forced):
+                    if not grammar.allows(token):  # cannot be; but accepting it would end the process
+                        del forced[index:]
+                        ends = False
+                        break
                     grammar.accept(token)
                 pending += forced
                 n_tokens += len(forced)

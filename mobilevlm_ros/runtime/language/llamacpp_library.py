@@ -115,7 +115,22 @@ def json_schema_to_gbnf(schema: str) -> str:
         gbnf.encode()
     except Exception as error:  # the converter asserts and indexes its way through: whatever it is, it is the schema
         raise AnswerFormatError(f'the JSON schema cannot be turned into a grammar ({error}): simplify it') from error
-    return _with_fixed_spaces(gbnf)
+    return _with_fixed_spaces(_with_whole_characters(gbnf))
+
+
+# An escaped backslash, or the two halves of a character that JSON escapes in UTF-16.
+_GBNF_PAIR = re.compile(r'\\\\|\\u(d[89ab]..)\\u(d[c-f]..)', re.IGNORECASE)
+
+
+def _with_whole_characters(gbnf: str) -> str:
+    """The converter leaves characters beyond 16 bits in two halves, which llama.cpp takes for two characters."""
+
+    def whole(match: re.Match[str]) -> str:
+        if match[1] is None:
+            return match[0]
+        return bytes.fromhex(match[1] + match[2]).decode('utf-16-be')
+
+    return _GBNF_PAIR.sub(whole, gbnf)
 
 
 # A literal, a class of characters, a name, or anything else, in llama.cpp's grammar notation.
@@ -211,7 +226,11 @@ class LlamaGrammarSampler:
                     stack.callback(self._lib.llama_sampler_free, sampler)
                 self._lib.llama_sampler_accept(sampler, int(single_bytes.tokens[possible[0]]))
                 text.append(single_bytes.values[possible[0]])
-        return bytes(text).decode(errors='ignore').encode(), ends
+        try:
+            text.decode()
+        except UnicodeDecodeError as error:  # a part of a character; or no character at all, which only a model spells
+            return bytes(text[: error.start]), False
+        return bytes(text), ends
 
     def _apply(self, sampler: Any, ids: NDArray[np.int32], logits: NDArray[np.float32]) -> NDArray[np.float32]:
         # The layout of llama_token_data: int32 id, float32 logit, float32 p.
