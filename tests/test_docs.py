@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mobilevlm_ros.cli import _parser
+from mobilevlm_ros.cli import build_parser
 from mobilevlm_ros.types import ResultCode
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,7 +43,7 @@ def test_mobilevlm_commands_parse(name: str) -> None:
     for line in commands(name, 'mobilevlm'):
         words = shlex.split(line)[1:]
         if words and not words[0].startswith('-'):
-            _parser().parse_args([word for word in words if word != '...'])
+            build_parser().parse_args([word for word in words if word != '...'])
 
 
 def test_first_two_commands_are_demo_and_test() -> None:

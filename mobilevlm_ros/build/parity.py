@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from mobilevlm_ros.build.profile import Profile
 from mobilevlm_ros.build.reference import Reference, ReferenceAnswer, ReferenceImage
 from mobilevlm_ros.errors import BuildError, ParityError
+from mobilevlm_ros.runtime.bundle import Bundle
 from mobilevlm_ros.runtime.cancel import CancelToken
 from mobilevlm_ros.runtime.language import EmbeddingSegment, LanguageEngine, Segment, TokenSegment
 from mobilevlm_ros.runtime.preprocess import PreprocessSpec, preprocess
@@ -41,6 +41,7 @@ REPORT = 'parity.json'
 _Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 _PIXEL = 1 / 255
 _GRAPH_COSINE = 0.99999
+_BY_SIZE = ('Q4_0', 'Q4_K_S', 'Q4_K_M', 'Q5_K_M', 'Q6_K', 'Q8_0', 'F16')
 
 
 @dataclass(frozen=True)
@@ -98,12 +99,12 @@ class ParityReport:
         raise ParityError(f'the bundle differs from {self.reference}: {found}. {_advice(failed, profile)}')
 
 
-def read_report(bundle: Path) -> ParityReport:
+def read_report(bundle: Bundle) -> ParityReport:
     """The report of a bundle.
 
     :raise BuildError: if it has none, or a damaged one.
     """
-    path = bundle / REPORT
+    path = bundle.path / bundle.description.get('parity', REPORT)
     try:
         content = json.loads(path.read_text())
         stages = tuple(
@@ -131,10 +132,11 @@ def _advice(failed: Sequence[StageParity], profile: Profile) -> str:
             f"{profile.vision.precision} loses too much with these weights: give more --images like the robot's own "
             'for calibration, or take a profile with a higher precision.'
         )
-    if 'logits' in names:
+    larger = _BY_SIZE[_BY_SIZE.index(profile.quantization) + 1 :] if profile.quantization in _BY_SIZE else ()
+    if 'logits' in names and larger:
         return (
-            f'{profile.quantization} loses too much with these weights: take a profile with a larger quantisation '
-            '(Q5_K_M, Q6_K, Q8_0).'
+            f'{profile.quantization} loses too much with these weights: take a profile with a larger quantization '
+            f'({", ".join(larger)}).'
         )
     return 'The engine computes something else: build again, and report it if it stays so.'
 
@@ -231,4 +233,4 @@ def _cosine(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
     if found.shape != expected.shape:
         raise ParityError(f'found an output of shape {found.shape}, expected {expected.shape}: another model was built')
     a, b = found.astype(np.float64).ravel(), expected.astype(np.float64).ravel()
-    return float(a @ b / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-30))
+    return float(a @ b) / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-30)

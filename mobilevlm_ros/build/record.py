@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from mobilevlm_ros.build.reference import QUESTIONS, Reference, ReferenceAnswer, ReferenceImage
 from mobilevlm_ros.build.stages import Reporter
 from mobilevlm_ros.errors import BuildError, DependencyError
-from mobilevlm_ros.model.config import ModelConfig
+from mobilevlm_ros.model.config import LanguageConfig, ModelConfig
 from mobilevlm_ros.runtime.prompt import PromptTemplate
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ['Tokenizer', 'record_reference']
+__all__ = ['Tokenizer', 'n_language_parameters', 'record_reference']
 
 Weights = Mapping[str, NDArray[np.float32]]
 _WORKING_BYTES = 2 << 30
@@ -156,9 +156,7 @@ def _load_language(config: ModelConfig, weights: Weights) -> tuple[Any, str]:
 
     from mobilevlm_ros.model.mobilevlm import load_mobilevlm
 
-    shape = config.language
-    block = 2 * shape.n_embd**2 + 2 * shape.n_embd * shape.n_kv_heads * shape.head_width + 3 * shape.n_embd * shape.n_ff
-    n_parameters = shape.n_layers * block + 2 * shape.n_vocab * shape.n_embd
+    n_parameters = n_language_parameters(config.language)
     available = psutil.virtual_memory().available
     for dtype, precision, n_bytes in ((torch.float32, 'float32', 4), (torch.bfloat16, 'bfloat16', 2)):
         if n_parameters * n_bytes + _WORKING_BYTES <= available:
@@ -168,6 +166,13 @@ def _load_language(config: ModelConfig, weights: Weights) -> tuple[Any, str]:
         f'checking {config.name} against PyTorch takes {(n_parameters * 2 + _WORKING_BYTES) >> 20} MiB of memory, '
         f'{available >> 20} MiB are free: stop other programs, or build on a larger computer and copy the bundle'
     )
+
+
+def n_language_parameters(config: LanguageConfig) -> int:
+    """Parameters of the matrices, which are all that counts."""
+    block = 2 * config.n_embd**2 + 2 * config.n_embd * config.n_kv_heads * config.head_width
+    block += 3 * config.n_embd * config.n_ff
+    return config.n_layers * block + (1 if config.tie_embeddings else 2) * config.n_vocab * config.n_embd
 
 
 def _answer(
@@ -185,7 +190,8 @@ def _answer(
     rows = torch.from_numpy(visual_tokens).to(language.dtype)
     parts = [embed(torch.tensor(before, dtype=torch.long)), rows, embed(torch.tensor(after, dtype=torch.long))]
     output = language(inputs_embeds=torch.cat(parts)[None], use_cache=True)
-    logits, ids = [], []
+    logits: list[NDArray[np.float32]] = []
+    ids: list[int] = []
     for _ in range(n_tokens):
         last = output.logits[0, -1].float().numpy()
         ids.append(int(last.argmax()))

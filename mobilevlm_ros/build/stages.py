@@ -13,14 +13,16 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+import psutil
+
 from mobilevlm_ros.errors import BuildError
 
-__all__ = ['Reporter', 'SilentReporter', 'Workshop', 'check_room']
+__all__ = ['Reporter', 'SilentReporter', 'Workshop', 'check_memory', 'check_room']
 
 _NOTES = 'stages.json'
 
@@ -58,6 +60,8 @@ class Workshop:
         self.out = out
         self.folder = out.with_name(out.name + '.partial')
         self.reporter = reporter
+        if out.exists() and not out.is_dir():
+            raise BuildError(f'{out} is there already and no folder: choose another --out')
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -130,14 +134,17 @@ class Workshop:
             _remove(self.folder / output)
         self._write_notes()
 
-    def finish(self) -> None:
+    def finish(self, names: Collection[str]) -> None:
         """Put the folder in its final place, over an earlier result.
 
+        :param names: the files that are the result; others, left by an interrupted build of something else, go.
         :raise BuildError: if it cannot be moved there.
         """
         replaced = self.out.with_name(f'.{self.out.name}.replaced')
         try:
-            _remove(self.folder / _NOTES)
+            for path in self.folder.iterdir():
+                if path.name not in names:
+                    _remove(path)
             _remove(replaced)
             if self.out.exists():
                 self.out.rename(replaced)
@@ -202,4 +209,17 @@ def check_room(folder: Path, needed_bytes: int, what: str) -> None:
         raise BuildError(
             f'{existing} has {free >> 20} MiB free, {what} takes {needed_bytes >> 20} MiB: free some space, or choose '
             'another place with --out'
+        )
+
+
+def check_memory(needed_bytes: int, what: str) -> None:
+    """Refuse before starting rather than be killed, or make the computer swap, after minutes.
+
+    :raise BuildError: if less than ``needed_bytes`` is free.
+    """
+    available = psutil.virtual_memory().available
+    if available < needed_bytes:
+        raise BuildError(
+            f'{available >> 20} MiB of memory are free, {what} takes {needed_bytes >> 20} MiB: stop other programs, or '
+            'build on a larger computer and copy the bundle'
         )

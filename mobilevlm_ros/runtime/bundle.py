@@ -25,6 +25,7 @@ from mobilevlm_ros.errors import (
 from mobilevlm_ros.runtime.language import LanguageOptions
 from mobilevlm_ros.runtime.preprocess import PreprocessSpec
 from mobilevlm_ros.runtime.prompt import TEMPLATES, PromptTemplate
+from mobilevlm_ros.runtime.vision.plan_key import PLAN_KEY_SCHEMA
 
 __all__ = [
     'DESCRIPTION',
@@ -86,7 +87,7 @@ _SCHEMA = _record(
             },
             n_threads=_THREADS,
             onnx=_FILE,
-            plan_key={'type': 'object'},
+            plan_key=PLAN_KEY_SCHEMA,
         ),
         'language': _record(
             {
@@ -164,6 +165,14 @@ class Bundle:
     def vision_path(self) -> Path:
         """File of the vision engine."""
         return self.path / self.vision['file']
+
+    @property
+    def graph_sha256(self) -> str | None:
+        """Hash of the graph that a TensorRT plan was built from; None if it is not one file beside the plan."""
+        name = self.vision.get('onnx')
+        if name is None or f'{name}.data' in self.description['files']:
+            return None
+        return str(self.description['files'][name]['sha256'])
 
     @property
     def language_path(self) -> Path:
@@ -250,6 +259,8 @@ def _check_files(path: Path, description: dict[str, Any], verify_hashes: bool, r
     files: dict[str, dict[str, Any]] = description['files']
     named = [description['vision']['file'], description['language']['file']]
     named += [description['language']['adapter']] if 'adapter' in description['language'] else []
+    named += [description['vision']['onnx']] if 'onnx' in description['vision'] else []
+    named += [description['parity']] if 'parity' in description else []
     for name in named:
         if name not in files:
             raise BundleIncompleteError(f'{path / DESCRIPTION} names {name} but does not list it. {rebuild}')

@@ -55,14 +55,13 @@ def load_assistant(
     if n_threads:
         options = replace(options, n_threads=n_threads, n_threads_batch=n_threads)
     with ExitStack() as stack:
-        graph = bundle.description['files'].get(bundle.vision.get('onnx', ''), {})
         vision = open_engine(
             bundle.vision['backend'],
             bundle.vision_path,
             bundle.vision['precision'],
             n_threads=n_threads or bundle.vision.get('n_threads', 0),
             plan_key=bundle.vision.get('plan_key'),
-            onnx_sha256=graph.get('sha256', ''),
+            onnx_sha256=bundle.graph_sha256,
         )
         stack.callback(vision.close)
         expected = (bundle.vision['image_size'], bundle.vision['n_tokens'])

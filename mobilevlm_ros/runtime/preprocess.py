@@ -16,8 +16,9 @@ from PIL import Image
 
 from mobilevlm_ros.errors import BadImageError
 
-__all__ = ['CLIP_MEAN', 'CLIP_STD', 'PreprocessSpec', 'preprocess']
+__all__ = ['CLIP_MEAN', 'CLIP_STD', 'Aspect', 'PreprocessSpec', 'preprocess']
 
+Aspect = Literal['pad', 'square']
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -39,7 +40,7 @@ class PreprocessSpec:
     """
 
     image_size: int
-    aspect: Literal['pad', 'square'] = 'pad'
+    aspect: Aspect = 'pad'
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
 

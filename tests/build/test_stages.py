@@ -126,7 +126,8 @@ def test_finishing_replaces_an_earlier_result(workshop: Workshop) -> None:
     workshop.out.mkdir()
     (workshop.out / 'old.txt').write_text('old')
     workshop.stage('a', 'A', [], ['a.txt'], writes('a.txt'))
-    workshop.finish()
+    (workshop.folder / 'other').write_text('of another build')
+    workshop.finish(['a.txt'])
     assert [path.name for path in workshop.out.iterdir()] == ['a.txt']
     assert sorted(path.name for path in workshop.out.parent.iterdir()) == ['out']
 

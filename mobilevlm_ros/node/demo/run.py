@@ -24,6 +24,7 @@ from rclpy.node import Node
 from rich.console import Console
 from rich.text import Text
 
+from mobilevlm_ros.build.console import ConsoleReporter
 from mobilevlm_ros.build.nano import build_nano
 from mobilevlm_ros.errors import MobileVLMError
 from mobilevlm_ros.node.conversions import stamp_ns
@@ -100,16 +101,11 @@ def run_demo(bundle: Path | None, out: Path, packages: Path | None) -> int:
     os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
     os.environ.setdefault('ROS_DOMAIN_ID', str(random.randint(1, 101)))
     try:
-        with console.status('preparing') as status:
-
-            def on_step(text: str) -> None:
-                status.update(text)
-                console.print(f'· {text}', style='dim', highlight=False)
-
+        with ConsoleReporter(console) as reporter:
             path = bundle or bundle_dir('nano', 'cpu')
             if bundle is None:
-                build_nano(path, packages=packages, on_step=on_step)
-            on_step('camera footage')
+                build_nano(path, packages=packages, reporter=reporter)
+            reporter.step('camera footage')
             fetch_clips(packages)
         out.mkdir(parents=True, exist_ok=True)
         return _play_and_ask(console, path, out)
