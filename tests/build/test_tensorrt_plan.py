@@ -25,9 +25,11 @@ from mobilevlm_ros.build import tensorrt_plan
 from mobilevlm_ros.build.tensorrt_plan import build_plan, key_file
 from mobilevlm_ros.build.vision_graph import write_vision_graph
 from mobilevlm_ros.errors import BuildError, EngineError
+from mobilevlm_ros.model.config import ProjectorConfig
 from mobilevlm_ros.runtime.bundle import sha256_of
 from mobilevlm_ros.runtime.vision.cuda import Gpu
 from mobilevlm_ros.runtime.vision.plan_key import PlanKey
+from mobilevlm_ros.runtime.vision.tensorrt_log import log_of
 
 ORIN = Gpu('Orin', '8.7')
 
@@ -55,11 +57,11 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {precision: write_graph(folder / f'{precision}.onnx', precision) for precision in ('fp32', 'fp16')}
 
 
-def write_graph(path: Path, precision: str) -> Path:
+def write_graph(path: Path, precision: str, projector: ProjectorConfig = tiny_models.TINY_PROJECTOR) -> Path:
     write_vision_graph(
-        tiny_models.vision_weights(),
+        tiny_models.vision_weights(projector=projector),
         tiny_models.TINY_VISION,
-        tiny_models.TINY_PROJECTOR,
+        projector,
         tiny_models.TinyLlama.n_embd,
         path,
         precision=precision,
@@ -96,6 +98,16 @@ def names_in(folder: Path) -> list[str]:
 
 
 # -- NVIDIA's parser and builder ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('kind', ['linear', 'mlp2x_gelu', 'ldpnet', 'ldpnetv2'])
+@pytest.mark.parametrize('precision', ['fp32', 'fp16'])
+def test_the_real_parser_takes_every_projector(rtx: Any, tmp_path: Path, precision: str, kind: str) -> None:
+    path = write_graph(tmp_path / 'vision.onnx', precision, ProjectorConfig(kind))
+    network = rtx.Builder(log_of(rtx).native).create_network(1)  # the parser does not keep it alive
+    parser = rtx.OnnxParser(network, log_of(rtx).native)
+
+    assert parser.parse_from_file(str(path)), [parser.get_error(i).desc() for i in range(parser.num_errors)]
 
 
 @pytest.mark.parametrize('precision', ['fp32', 'fp16'])
