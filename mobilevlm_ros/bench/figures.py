@@ -23,6 +23,9 @@ PROMPT_TEXT = 'A robot looks at a kitchen. On the table there are two cups, a pl
 """Repeated to the wanted length, for prompts of tokens only."""
 CAMERA_SIZE = 480, 640
 """Rows and columns of the frames: a usual camera's."""
+_TOGETHER = 'one batch'
+_WAYS = ('one after the other', _TOGETHER)
+"""Of asking several questions."""
 
 
 @dataclass
@@ -31,22 +34,19 @@ class BundleFigures:
 
     :ivar description: see ``OurEngine.describe``.
     :ivar series: by name.
-    :ivar peak_bytes: greatest memory of a fresh process that loaded the bundle and answered one question.
-    :ivar notes: what was not measured, and why.
+    :ivar memory: of a fresh process that loaded the bundle and answered one question.
     """
 
     description: dict[str, Any]
     series: dict[str, Series] = field(default_factory=dict)
-    peak_bytes: int = 0
-    notes: list[str] = field(default_factory=list)
+    memory: dict[str, int] = field(default_factory=dict)
 
     def as_record(self) -> dict[str, Any]:
         """For the JSON line."""
         return {
             **self.description,
-            'peak_bytes': self.peak_bytes,
+            'memory': self.memory,
             'figures': {name: one.as_record() for name, one in self.series.items()},
-            'notes': self.notes,
         }
 
 
@@ -91,7 +91,7 @@ def measure_bundle(
     figures = BundleFigures(engine.call('describe'))
     on_step('warming up')
     engine.call('first_token', index=0, question=QUESTION)
-    figures.peak_bytes = engine.peak_memory_bytes()
+    figures.memory = engine.memory()
     collector = _Collector(machine)
     timings: dict[str, dict[str, float]] = {}
     for run in range(1, n_runs + 1):
@@ -105,22 +105,17 @@ def measure_bundle(
             take('prefill', engine.call('prefill', tokens=tokens))
         with collector.round() as take:
             take('decode', engine.call('decode', tokens=tokens, n_tokens=n_decoded))
-    several = ['one after the other']
-    if figures.description['asks_many']:
-        several.append('one batch')
-    else:
-        figures.notes.append('eight questions as one batch: this version of the runtime has no ask_many')
     for run in range(n_runs + 1):
         on_step(f'eight questions, {run} of {n_runs}')
         engine.call('first_token', index=3000 + run, question=QUESTION)
-        for way in several:
+        for way in _WAYS:
             with collector.round() as take:
                 result = engine.call(
-                    'ask_several', index=3000 + run, questions=YES_NO_QUESTIONS, together=way == 'one batch'
+                    'ask_several', index=3000 + run, questions=YES_NO_QUESTIONS, together=way == _TOGETHER
                 )
                 if run:
                     take(f'eight yes/no questions, {way}', result['total_s'])
-    figures.series = _with_bounds(collector, timings, card, several, len(tokens), n_decoded)
+    figures.series = _with_bounds(collector, timings, card, len(tokens), n_decoded)
     return figures
 
 
@@ -152,7 +147,6 @@ def _with_bounds(
     collector: _Collector,
     timings: dict[str, dict[str, float]],
     card: CostCard,
-    several: list[str],
     n_prompt: int,
     n_decoded: int,
 ) -> dict[str, Series]:
@@ -165,9 +159,9 @@ def _with_bounds(
         series[name] = collector.series(name, bound_s=None if vision_s is None else vision_s + prefill_s)
     known = timings['yes/no, known frame']
     past, own = int(known['reused_tokens']), int(known['prompt_tokens'] - known['reused_tokens'])
-    for way in several:
+    for way in _WAYS:
         n = len(YES_NO_QUESTIONS)
-        bound_s = card.prefill_bound_s(n * own, past) if way == 'one batch' else n * card.prefill_bound_s(own, past)
+        bound_s = card.prefill_bound_s(n * own, past) if way == _TOGETHER else n * card.prefill_bound_s(own, past)
         name = f'eight yes/no questions, {way}'
         series[name] = collector.series(name, bound_s=bound_s)
     series['prefill'] = collector.series('prefill', n_prompt, card.prefill_bound_s(n_prompt))

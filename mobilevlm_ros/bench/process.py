@@ -21,7 +21,7 @@ from typing import Any
 
 from mobilevlm_ros.errors import EngineError, MobileVLMError
 
-__all__ = ['KINDS', 'Contestant', 'peak_memory_bytes']
+__all__ = ['KINDS', 'Contestant', 'memory_of']
 
 KINDS = {
     'limits': ('mobilevlm_ros.bench.limits', 'Limits'),
@@ -37,12 +37,15 @@ KINDS = {
 _PR_SET_PDEATHSIG = 1
 
 
-def peak_memory_bytes(pid: int | str = 'self') -> int:
-    """The greatest resident memory of a process so far (VmHWM); mapped files count as far as they were read."""
-    for line in Path(f'/proc/{pid}/status').read_text().splitlines():
-        if line.startswith('VmHWM:'):
-            return int(line.split()[1]) << 10
-    return 0
+def memory_of(pid: int | str = 'self') -> dict[str, int]:
+    """Resident memory of a process, in bytes.
+
+    :return: ``peak``, the greatest so far (VmHWM); ``own`` now; and ``mapped`` now: files that were read as memory,
+        which count towards the peak although the system can take their pages back at any time.
+    """
+    names = {'VmHWM': 'peak', 'RssAnon': 'own', 'RssFile': 'mapped'}
+    lines = (line.partition(':') for line in Path(f'/proc/{pid}/status').read_text().splitlines())
+    return {names[name]: int(value.split()[0]) << 10 for name, _, value in lines if name in names}
 
 
 class Contestant:
@@ -88,9 +91,9 @@ class Contestant:
             raise self._died() from error
         return self._receive()
 
-    def peak_memory_bytes(self) -> int:
-        """See the function of this name."""
-        return peak_memory_bytes(self.pid)
+    def memory(self) -> dict[str, int]:
+        """See ``memory_of``."""
+        return memory_of(self.pid)
 
     def close(self) -> None:
         """End the child; may be called again."""

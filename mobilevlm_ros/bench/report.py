@@ -90,15 +90,14 @@ class Report:
                 '–' if series.share is None else f'{series.share:.0%}',
             )
         self._console.print(table)
-        described = figures.description
+        described, memory = figures.description, figures.memory
         self._console.print(
-            f'load {described["load_s"]:.2f} s, and {described["check_s"]:.2f} s to check the hashes of its files; '
-            f'peak memory {figures.peak_bytes / 2**20:,.0f} MiB after one answer '
-            f'({described["loaded_bytes"] / 2**20:,.0f} MiB loaded), files {described["files_bytes"] / 2**20:,.0f} MiB',
+            f'load {described["load_s"]:.2f} s, and {described["check_s"]:.2f} s to check the hashes of its files '
+            f'({_mib(described["files_bytes"])}); peak memory {_mib(described["memory_loaded"]["peak"])} loaded, '
+            f'{_mib(memory["peak"])} after one answer: {_mib(memory["own"])} of its own now, {_mib(memory["mapped"])} '
+            'mapped files that the system can take back',
             highlight=False,
         )
-        for note in figures.notes:
-            self._console.print(f'not measured: {note}', highlight=False)
         self._busy(any(series.busy for series in figures.series.values()))
 
     def table5(self, rows: Sequence[Measured]) -> None:
@@ -223,6 +222,10 @@ def _value(series: Series, value: float) -> str:
     if series.amount:
         return f'{value:,.1f} tok/s'
     return f'{value:.2f} s' if value >= 1 else f'{1e3 * value:.1f} ms'
+
+
+def _mib(n_bytes: int) -> str:
+    return f'{n_bytes / 2**20:,.0f} MiB'
 
 
 def _flops(n: float) -> str:

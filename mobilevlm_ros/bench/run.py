@@ -264,8 +264,8 @@ class _Runner:
                 n_decoded=self._plan.n_decoded,
                 on_step=self._say,
             )
-            peaks = {rival: contestant.peak_memory_bytes() for rival, contestant in rivals.items()}
-        self._results.bundles[-1]['rivals_peak_bytes'] = peaks
+            memory = {rival: contestant.memory() for rival, contestant in rivals.items()}
+        self._results.bundles[-1]['rivals_memory'] = memory
         self._results.comparisons += [(bundle.model_id, one) for one in comparisons]
         self._report.comparisons(comparisons)
 

@@ -56,14 +56,20 @@ class _Step:
 
 
 def read_vision_cost(path: Path) -> VisionCost | None:
-    """Read the costs of an ``.onnx`` file or an OpenVINO ``.xml``; None for a file that does not tell (a plan).
+    """Read the costs of an ``.onnx`` file or an OpenVINO ``.xml``.
+
+    A TensorRT plan does not tell; the graph beside it that it was made from does.
+
+    :return: None if neither file tells.
 
     :raise DependencyError: if the library that reads the file is missing.
     :raise EngineError: if the file is damaged, or multiplies nothing.
     """
     readers = {'.onnx': _onnx_steps, '.xml': _openvino_steps}
     if path.suffix not in readers:
-        return None
+        path = path.with_suffix('.onnx')
+        if not path.is_file():
+            return None
     steps = readers[path.suffix](path)
     products = [step for step in steps if step.flops]
     if not products:
@@ -170,7 +176,7 @@ def _openvino_step(operation: Any) -> _Step | None:
     if kind == 'ScaledDotProductAttention':
         # Scores and values: two products, with the softmax between them.
         queries, keys = shapes
-        return _Step('softmax', 4 * math.prod(queries) * keys[2], (queries[2], queries[3], keys[2]), int8)
+        return _Step('softmax', 4 * math.prod(queries) * keys[-2], (queries[-2], queries[-1], keys[-2]), int8)
     if kind == 'Convolution':
         return _convolution_step(shapes[1], out, int8)
     if kind == 'GroupConvolution':

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobilevlm_ros.bench.contestants.endless import decode, prefill_s
-from mobilevlm_ros.bench.process import peak_memory_bytes
+from mobilevlm_ros.bench.process import memory_of
 from mobilevlm_ros.bench.scenes import scene
 from mobilevlm_ros.errors import EngineError
 from mobilevlm_ros.runtime.assistant import AssistantSettings
@@ -81,6 +81,7 @@ class OurEngine(_Language):
         self._assistant = load_assistant(self._bundle, settings, n_threads=n_threads)
         self._load_s = time.perf_counter() - opened_s
         self._check_s = opened_s - started_s
+        self._memory_loaded = memory_of()
         self.language = self._assistant.language
         self._size = height, width
 
@@ -99,8 +100,7 @@ class OurEngine(_Language):
             'files_bytes': self._bundle.size_bytes,
             'load_s': self._load_s,
             'check_s': self._check_s,
-            'loaded_bytes': peak_memory_bytes(),
-            'asks_many': hasattr(self._assistant, 'ask_many'),
+            'memory_loaded': self._memory_loaded,
         }
 
     def prompt_parts(self, question: str) -> tuple[list[int], list[int], str]:
@@ -130,11 +130,9 @@ class OurEngine(_Language):
         """Yes/no questions about one known frame, one after the other or as one batch."""
         frame = self._frame(index)
         asked = [Question(text, AnswerFormat.YES_NO) for text in questions]
-        ask_many: Any = getattr(self._assistant, 'ask_many', None)
-        if together and ask_many is None:
-            raise EngineError('this version of the runtime does not answer several questions as one batch')
+        assistant = self._assistant
         started_s = time.perf_counter()
-        answers = ask_many(asked, frame) if together else [self._assistant.ask(one, frame) for one in asked]
+        answers = assistant.ask_many(asked, frame) if together else [assistant.ask(one, frame) for one in asked]
         total_s = time.perf_counter() - started_s
         for answer in answers:
             self._measured(answer)
@@ -168,7 +166,7 @@ class OurLanguageEngine(_Language):
 
     def describe(self) -> dict[str, Any]:
         """What it is, and how long it took to get it."""
-        return {'language': self.language.description, 'load_s': self._load_s, 'loaded_bytes': peak_memory_bytes()}
+        return {'language': self.language.description, 'load_s': self._load_s}
 
     def answer(self, index: int, before: str, after: str, n_visual_tokens: int, n_tokens: int) -> dict[str, float]:
         """The paper's Table 6 less its vision engine: random rows stand for the visual tokens."""
