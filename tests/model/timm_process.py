@@ -57,8 +57,6 @@ def describe(config: VisionConfig) -> dict[str, Any]:
         'is_row_major': all(torch.equal(features[0, index], at(*cell)) for index, cell in enumerate(cells)),
         'n_prefix_tokens': n_prefix,
         'n_parameters': sum(parameter.numel() for parameter in tower.parameters()),
-        'mean': tower.model.pretrained_cfg['mean'],
-        'std': tower.model.pretrained_cfg['std'],
     }
 
 
