@@ -158,7 +158,8 @@ def init_random(
 def _shapes(config: ModelConfig, tensors: Weights) -> Shapes:
     """What is to be written, in published order."""
     shapes = expected_tensors(config)
-    missing = [name for name in shapes if name not in tensors]
+    found = set(tensors)  # asking a Mapping whether it holds a name may compute the value
+    missing = [name for name in shapes if name not in found]
     if missing:
         raise CheckpointShapeError(f'{missing[0]} {list(shapes[missing[0]])} is missing from the weights to be written')
     for name in tensors:
@@ -178,7 +179,7 @@ def _encoded(name: str, values: NDArray[np.float32], shape: tuple[int, ...], dty
     stored = torch.from_numpy(owned).to(_TORCH_DTYPES[dtype])
     if dtype == 'fp16' and bool(stored.isinf().any()) and bool(np.isfinite(owned).all()):
         raise CheckpointError(f'{name} has values up to {np.abs(owned).max():.3g}, too large for fp16: write bf16')
-    return stored.view(torch.uint8).reshape(-1).numpy().data
+    return stored.reshape(-1).view(torch.uint8).numpy().data
 
 
 def _shards(n_bytes: Mapping[str, int], limit: int) -> list[list[str]]:

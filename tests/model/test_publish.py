@@ -188,9 +188,6 @@ class Counting(Mapping[str, NDArray[np.float32]]):
     def __len__(self) -> int:
         return len(self.values_)
 
-    def __contains__(self, name: object) -> bool:
-        return name in self.values_
-
 
 def test_each_tensor_is_asked_for_once_and_progress_is_told(tmp_path: Path, tokenizer: Path, tensors: Any) -> None:
     counting = Counting(tensors)
