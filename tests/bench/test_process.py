@@ -7,28 +7,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
+from processes import alive, wait_for
 
 from mobilevlm_ros.bench.process import Contestant, memory_of
 from mobilevlm_ros.errors import BundleMissingError, EngineError
-
-
-def wait_for(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
-    end_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end_s, 'timed out'
-        time.sleep(0.02)
-
-
-def alive(pid: int) -> bool:
-    with suppress(psutil.NoSuchProcess):
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    return False
 
 
 def test_a_method_is_called_in_the_child() -> None:
@@ -48,10 +35,10 @@ def test_the_child_inherits_variables_and_the_parent_loses_them_again() -> None:
 def test_an_error_of_ours_comes_back_as_it_is(tmp_path: Path) -> None:
     with pytest.raises(BundleMissingError, match='there is no bundle'):
         Contestant('ours', bundle=str(tmp_path / 'none'), n_threads=1, height=8, width=8)
-    wait_for(lambda: not psutil.Process().children(recursive=True) or not _contestants())
+    wait_for(lambda: not contestants())
 
 
-def _contestants() -> list[psutil.Process]:
+def contestants() -> list[psutil.Process]:
     children = []
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
