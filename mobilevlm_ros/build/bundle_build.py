@@ -141,19 +141,24 @@ def build_bundle(
             inputs,
         )
         source.build_reference(workshop, images[:3], inputs)
-        description = _description(source, profile, language, vision, spec, sources)
-        reporter.step('comparing the engines with PyTorch')
-        report = _check(workshop.folder, description, profile, spec, vision, reporter)
-        report.raise_if_failed(profile)
-        workshop.path(REPORT).write_text(report.as_json())
-        if vision.temporary_stage:
-            workshop.discard(vision.temporary_stage)
-        names = [*vision.names, REFERENCE, REPORT, language['file']]
-        names += [language['adapter']] if 'adapter' in language else []
-        names += [_build_mmproj(workshop, source, inputs)] if mmproj else []
-        description['files'] = {name: file_entry(workshop.path(name)) for name in sorted(names)}
-        _check_budget(source, profile, description, workshop.folder)
-        write_description(workshop.folder, description)
+        try:
+            description = _description(source, profile, language, vision, spec, sources)
+            reporter.step('comparing the engines with PyTorch')
+            report = _check(workshop.folder, description, profile, spec, vision, reporter)
+            report.raise_if_failed(profile.vision.precision, language['quantization'])
+            workshop.path(REPORT).write_text(report.as_json())
+            if vision.temporary_stage:
+                workshop.discard(vision.temporary_stage)
+            engines = [*vision.names, language['file'], *([language['adapter']] if 'adapter' in language else [])]
+            names = [*engines, REFERENCE, REPORT, *([_build_mmproj(workshop, source, inputs)] if mmproj else [])]
+            description['files'] = {name: file_entry(workshop.path(name)) for name in sorted(names)}
+            _check_budget(source, profile, description, engines)
+            write_description(workshop.folder, description)
+        except OSError as error:
+            raise BuildError(
+                f'{error.filename or workshop.folder}: {error.strerror or error}. Free some space, or choose another '
+                'place with --out; finished stages are kept.'
+            ) from error
         workshop.finish([DESCRIPTION, *names])
     return open_bundle(out, verify_hashes=False)
 
@@ -240,12 +245,11 @@ def _build_mmproj(workshop: Workshop, source: Source, inputs: Sequence[object]) 
     return _MMPROJ
 
 
-def _check_budget(source: Source, profile: Profile, description: dict[str, Any], folder: Path) -> None:
+def _check_budget(source: Source, profile: Profile, description: dict[str, Any], engines: Sequence[str]) -> None:
     """Refuse a bundle that takes more memory than its profile allows."""
     if not profile.memory_mib:
         return
-    engines = [description[part]['file'] for part in ('vision', 'language')]
-    n_bytes = sum((folder / name).stat().st_size for name in engines)
+    n_bytes = sum(description['files'][name]['bytes'] for name in engines)
     n_ctx, n_frames = description['language']['n_ctx'], description['language'].get('frame_cache', 0)
     n_prompt = description['vision']['n_tokens'] + 64
     n_bytes += source.kv_bytes(n_ctx) + n_frames * source.kv_bytes(n_prompt) + _WORKING_BYTES

@@ -7,6 +7,7 @@ from pathlib import Path
 from mobilevlm_ros.build.bundle_build import build_bundle, read_images
 from mobilevlm_ros.build.profile import read_profile
 from mobilevlm_ros.build.stages import Reporter
+from mobilevlm_ros.errors import BuildError
 from mobilevlm_ros.runtime.bundle import Bundle
 
 __all__ = ['make_bundle']
@@ -26,7 +27,17 @@ def make_bundle(
     """Build the bundle of ``model`` (nano, a published name, a folder) for ``profile`` in ``out``.
 
     See ``build_bundle`` for the errors.
+
+    :raise BuildError: if an option is given that this model has no use for; it would do nothing, unseen.
     """
+    if model == 'nano' and (adapter is not None or mmproj):
+        option = '--mmproj' if adapter is None else '--adapter'
+        raise BuildError(
+            f'nano takes no {option}: it is put together from packages, with an adapter of its own. Give {option} with '
+            'a published model or the folder of a checkpoint.'
+        )
+    if model != 'nano' and packages is not None:
+        raise BuildError(f'--packages is for nano, which is made of packages; {model} is not')
     settings = read_profile(profile)
     pictures = read_images(images) if images is not None else ()
     if model == 'nano':

@@ -4,11 +4,16 @@ Every stage is fed what PyTorch fed it, so that an error shows where it arises; 
 file to the answer. A stage below its limit fails the build. What is compared: the preprocessed pixels, the tower's
 features (of the exported graph), the visual tokens of the engine as deployed, the language model's logits under
 PyTorch's visual tokens and answers, and the greedy answer of the whole path.
+
+A cosine does not see a wrong scale (tokens that were normalised twice, a forgotten division), which a language model
+does see. So wherever a cosine has a limit, the ratio of the lengths has one, too: it may be off by as much as the limit
+of the cosine lets the direction be off, ``sqrt(2 (1 - limit))``.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,7 +21,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mobilevlm_ros.build.profile import Profile
 from mobilevlm_ros.build.reference import Reference, ReferenceAnswer, ReferenceImage
 from mobilevlm_ros.errors import BuildError, ParityError
 from mobilevlm_ros.runtime.bundle import Bundle
@@ -27,7 +31,9 @@ from mobilevlm_ros.runtime.prompt import PromptTemplate
 from mobilevlm_ros.runtime.vision import VisionEngine
 
 __all__ = [
+    'PLAN_TOKENS',
     'REPORT',
+    'VISUAL_TOKENS',
     'ParityReport',
     'StageParity',
     'check_language',
@@ -38,6 +44,7 @@ __all__ = [
 ]
 
 REPORT = 'parity.json'
+VISUAL_TOKENS, PLAN_TOKENS = 'visual tokens', 'visual tokens of the plan'
 _Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 _PIXEL = 1 / 255
 _GRAPH_COSINE = 0.99999
@@ -52,6 +59,7 @@ class StageParity:
         (share of equal token ids).
     :ivar worst: over all images and questions.
     :ivar limit: ``worst`` must not be beyond it; None: reported only.
+    :ivar scale: for a cosine, the length of what was found over that of what was expected, where it is furthest off 1.
     """
 
     stage: str
@@ -60,13 +68,31 @@ class StageParity:
     mean: float
     n: int
     limit: float | None = None
+    scale: float | None = None
 
     @property
     def passed(self) -> bool:
         """Whether it is near enough."""
         if self.limit is None:
             return True
-        return self.worst <= self.limit if self.metric == 'levels' else self.worst >= self.limit
+        if self.metric == 'levels':
+            return self.worst <= self.limit
+        return self.worst >= self.limit and (self.scale is None or abs(self.scale - 1) <= self.scale_limit)
+
+    @property
+    def scale_limit(self) -> float:
+        """How far ``scale`` may be off 1; see the module."""
+        return math.sqrt(2 * (1 - (self.limit or 0.0)))
+
+    def __str__(self) -> str:
+        """For people."""
+        text = f'{self.stage}: {self.metric} {self.worst:.6f}'
+        if self.limit is not None:
+            text += f', expected {self.limit:g}'
+        if self.scale is None:
+            return text
+        allowed = '' if self.limit is None else f', expected 1 ± {self.scale_limit:.4f}'
+        return f'{text} (scale {self.scale:.4f}{allowed})'
 
 
 @dataclass(frozen=True)
@@ -88,15 +114,19 @@ class ParityReport:
         content = {'reference': self.reference, 'language_reference': self.language_reference, 'stages': stages}
         return json.dumps(content, indent=2) + '\n'
 
-    def raise_if_failed(self, profile: Profile) -> None:
-        """:raise ParityError: if a stage is not near enough; says what to try."""
+    def raise_if_failed(self, precision: str, quantization: str) -> None:
+        """Refuse a bundle that is too far off.
+
+        :param precision: of its vision engine, for the advice, as is the quantization of its language model.
+        :raise ParityError: if a stage is not near enough; says what to try.
+        """
         failed = [stage for stage in self.stages if not stage.passed]
         if not failed:
             return
-        found = '; '.join(
-            f'{stage.stage}: {stage.metric} {stage.worst:.6f}, expected {stage.limit:g}' for stage in failed
+        raise ParityError(
+            f'the bundle differs from {self.reference}: {"; ".join(map(str, failed))}. '
+            f'{_advice(failed, precision, quantization)}'
         )
-        raise ParityError(f'the bundle differs from {self.reference}: {found}. {_advice(failed, profile)}')
 
 
 def read_report(bundle: Bundle) -> ParityReport:
@@ -114,28 +144,31 @@ def read_report(bundle: Bundle) -> ParityReport:
                 worst=float(stage['worst']),
                 mean=float(stage['mean']),
                 n=int(stage['n']),
-                limit=None if stage['limit'] is None else float(stage['limit']),
+                limit=_optional(stage['limit']),
+                scale=_optional(stage.get('scale')),
             )
             for stage in content['stages']
         )
         return ParityReport(str(content['reference']), str(content['language_reference']), stages)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BuildError(f'{path} is no parity report ({error}): build the bundle again') from error
 
 
-def _advice(failed: Sequence[StageParity], profile: Profile) -> str:
+def _optional(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def _advice(failed: Sequence[StageParity], precision: str, quantization: str) -> str:
     names = {stage.stage for stage in failed}
     if names & {'preprocess', 'prompt', 'vision tower'}:
         return 'This stage must be exact: check that the checkpoint and the manifest belong together.'
-    if 'visual tokens' in names and profile.vision.precision != 'fp32':
-        return (
-            f"{profile.vision.precision} loses too much with these weights: give more --images like the robot's own "
-            'for calibration, or take a profile with a higher precision.'
-        )
-    larger = _BY_SIZE[_BY_SIZE.index(profile.quantization) + 1 :] if profile.quantization in _BY_SIZE else ()
+    if names & {VISUAL_TOKENS, PLAN_TOKENS} and precision != 'fp32':
+        calibrate = "give more --images like the robot's own for calibration, or " if precision == 'int8' else ''
+        return f'{precision} loses too much with these weights: {calibrate}take a profile with a higher precision.'
+    larger = _BY_SIZE[_BY_SIZE.index(quantization) + 1 :] if quantization in _BY_SIZE else ()
     if 'logits' in names and larger:
         return (
-            f'{profile.quantization} loses too much with these weights: take a profile with a larger quantization '
+            f'{quantization} loses too much with these weights: take a profile with a larger quantization '
             f'({", ".join(larger)}).'
         )
     return 'The engine computes something else: build again, and report it if it stays so.'
@@ -143,8 +176,9 @@ def _advice(failed: Sequence[StageParity], profile: Profile) -> str:
 
 def check_preprocess(reference: Reference, spec: PreprocessSpec) -> StageParity:
     """Our pixels against the published preprocessing."""
+    levels = np.asarray(spec.std, np.float32)[:, None, None] / _PIXEL
     differences = [
-        float(np.abs(preprocess(image.rgb_hwc, spec)[0] - _normalised(image, spec)).max() * min(spec.std) / _PIXEL)
+        float(np.abs((preprocess(image.rgb_hwc, spec)[0] - _normalised(image, spec)) * levels).max())
         for image in reference.images
     ]
     return StageParity(
@@ -153,6 +187,13 @@ def check_preprocess(reference: Reference, spec: PreprocessSpec) -> StageParity:
 
 
 def _normalised(image: ReferenceImage, spec: PreprocessSpec) -> NDArray[np.float32]:
+    """What the published preprocessing gives, float32 ``[3, S, S]``."""
+    expected = (3, spec.image_size, spec.image_size)
+    if image.resized_chw.shape != expected:
+        raise ParityError(
+            f'PyTorch took pixels of shape {image.resized_chw.shape}, this model takes {expected}: the record is of '
+            'another model, build the bundle again'
+        )
     mean, std = (np.asarray(values, np.float32)[:, None, None] for values in (spec.mean, spec.std))
     normalised: NDArray[np.float32] = (image.resized_chw.astype(np.float32) * np.float32(_PIXEL) - mean) / std
     return normalised
@@ -170,7 +211,7 @@ def check_vision(reference: Reference, spec: PreprocessSpec, vision: VisionEngin
     """Visual tokens of the engine as deployed."""
     never = CancelToken()
     pairs = [(vision.encode(_normalised(i, spec)[None], never), i.visual_tokens) for i in reference.images]
-    return _cosines('visual tokens', pairs, limit)
+    return _cosines(VISUAL_TOKENS, pairs, limit)
 
 
 def check_language(
@@ -225,12 +266,16 @@ def _share_equal(tokens: Sequence[int], expected: Sequence[int]) -> float:
 
 
 def _cosines(stage: str, pairs: Sequence[tuple[Any, Any]], limit: float) -> StageParity:
-    cosines = [_cosine(found, expected) for found, expected in pairs]
-    return StageParity(stage, 'cosine', min(cosines), float(np.mean(cosines)), len(cosines), limit)
+    # With numpy, whose min and max keep what is not a number: that is beyond every limit, too.
+    cosines, scales = np.array([_compare(found, expected) for found, expected in pairs]).T
+    scale = float(scales[np.abs(scales - 1).argmax()])
+    return StageParity(stage, 'cosine', float(cosines.min()), float(cosines.mean()), len(cosines), limit, scale)
 
 
-def _cosine(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+def _compare(found: NDArray[np.float32], expected: NDArray[np.float32]) -> tuple[float, float]:
+    """Cosine, and length over length."""
     if found.shape != expected.shape:
         raise ParityError(f'found an output of shape {found.shape}, expected {expected.shape}: another model was built')
     a, b = found.astype(np.float64).ravel(), expected.astype(np.float64).ravel()
-    return float(a @ b) / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-30)
+    lengths = float(np.linalg.norm(a)), max(float(np.linalg.norm(b)), 1e-30)
+    return float(a @ b) / max(lengths[0] * lengths[1], 1e-30), lengths[0] / lengths[1]

@@ -57,9 +57,14 @@ class CheckpointSource:
         self.prompt: dict[str, str] = {'template': config.template}
 
     def identity(self) -> list[str]:
-        """Names and hashes of all that goes in."""
+        """Names and hashes of all that goes in.
+
+        :raise BuildError: if there is no such adapter.
+        """
         files = sorted(path for path in self._checkpoint.path.iterdir() if path.suffix in _HASHED and path.is_file())
         if self._adapter is not None:
+            if not self._adapter.is_dir():
+                raise BuildError(f'there is no folder {self._adapter}: expected one that peft saved an adapter in')
             files += sorted(
                 path for path in self._adapter.iterdir() if path.suffix in ('.bin', '.safetensors', '.json')
             )

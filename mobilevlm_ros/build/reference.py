@@ -119,6 +119,8 @@ def read_reference(path: Path) -> Reference:
             if meta['version'] != _VERSION:
                 raise BuildError(f'{path} has version {meta["version"]}, expected {_VERSION}: build the bundle again')
             images = tuple(_image(arrays, i, answers) for i, answers in enumerate(meta['images']))
+            if not any(image.answers for image in images):
+                raise ValueError('it has no image with an answer')
             return Reference(str(meta['made_by']), str(meta['language_made_by']), images)
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise BuildError(f'{path} is no record of what PyTorch computes ({error}): build the bundle again') from error

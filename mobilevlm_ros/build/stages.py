@@ -149,9 +149,13 @@ class Workshop:
             if self.out.exists():
                 self.out.rename(replaced)
             self.folder.rename(self.out)
-            _remove(replaced)
         except OSError as error:
             raise BuildError(f'cannot move {self.folder} to {self.out}: {error.strerror}') from error
+        finally:
+            # Ctrl-C may come between the two, or the second fail: then the earlier result goes back.
+            if replaced.exists() and not self.out.exists():
+                replaced.rename(self.out)
+            _remove(replaced)
 
     def _is_finished(self, name: str, fingerprint: str) -> bool:
         note = self._notes.get(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from rich.console import Console
@@ -46,7 +47,7 @@ def add_build(commands: Commands) -> None:
 def _build(options: argparse.Namespace) -> int:
     from mobilevlm_ros.build.making import make_bundle
 
-    name = Path(options.model).name
+    name = Path(os.path.abspath(options.model)).name  # a name for `.`, too
     out = options.out or bundle_dir(name, Path(options.profile).stem)
     with ConsoleReporter() as reporter:
         bundle = make_bundle(
@@ -72,10 +73,11 @@ def _print_parity(console: Console, bundle: Bundle) -> None:
     from mobilevlm_ros.build.parity import read_report
 
     report = read_report(bundle)
-    table = Table('stage', 'metric', 'worst', 'mean', 'of', 'limit', title=f'compared with {report.reference}')
+    columns = ('stage', 'metric', 'worst', 'mean', 'scale', 'of', 'limit')
+    table = Table(*columns, title=f'compared with {report.reference}')
     for stage in report.stages:
-        limit = '' if stage.limit is None else f'{stage.limit:g}'
-        table.add_row(stage.stage, stage.metric, f'{stage.worst:.6f}', f'{stage.mean:.6f}', str(stage.n), limit)
+        scale, limit = ('' if value is None else f'{value:.6g}' for value in (stage.scale, stage.limit))
+        table.add_row(stage.stage, stage.metric, f'{stage.worst:.6f}', f'{stage.mean:.6f}', scale, str(stage.n), limit)
     console.print(table)
 
 
