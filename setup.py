@@ -54,8 +54,9 @@ setup(
     extras_require={
         'runtime': [*pins('runtime'), 'llama-cpp-python==0.3.36'],
         'build': pins('build'),
-        'train': ['torch>=2.4', 'transformers>=5', 'safetensors>=0.4'],
-        'dev': pins('dev'),
+        'convert': pins('convert'),
+        'openvino': pins('openvino'),
+        'dev': [*pins('convert'), *pins('dev')],
         'test': ['pytest'],
     },
     entry_points={

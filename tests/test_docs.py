@@ -13,7 +13,14 @@ from mobilevlm_ros.cli import build_parser
 from mobilevlm_ros.types import ResultCode
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCS = ('README.md', 'CONTRIBUTING.md', 'docs/architecture.md', 'docs/troubleshooting.md', 'models/nano/README.md')
+DOCS = (
+    'README.md',
+    'CONTRIBUTING.md',
+    'docs/architecture.md',
+    'docs/troubleshooting.md',
+    'docs/tensorrt.md',
+    'models/nano/README.md',
+)
 
 
 def commands(name: str, first_word: str) -> list[str]:

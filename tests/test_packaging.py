@@ -116,7 +116,7 @@ def test_package_descriptions_agree(settings: dict[str, Any]) -> None:
     assert root.findtext('license') == settings['license'] == 'Apache-2.0'
     assert root.findtext('export/build_type') == 'ament_python'
     assert settings['python_requires'] == '>=3.10'
-    assert set(settings['extras_require']) >= {'train', 'build', 'dev'}
+    assert set(settings['extras_require']) >= {'build', 'convert', 'openvino', 'dev'}
 
 
 def test_ros_packages_that_are_imported_are_declared() -> None:

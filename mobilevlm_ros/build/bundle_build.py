@@ -232,7 +232,7 @@ def _check(
 
 
 def _build_mmproj(workshop: Workshop, source: Source, inputs: Sequence[object]) -> str:
-    from mobilevlm_ros.build.mmproj_gguf import write_mmproj_gguf
+    from mobilevlm_ros.build.mmproj_gguf import DEFECTS, write_mmproj_gguf
 
     config = ModelConfig(source.name, replace(LanguageConfig(), n_embd=source.n_embd), source.vision, source.projector)
     workshop.stage(
@@ -242,6 +242,7 @@ def _build_mmproj(workshop: Workshop, source: Source, inputs: Sequence[object]) 
         [_MMPROJ],
         lambda folder: write_mmproj_gguf(source.vision_weights(), config, folder / _MMPROJ),
     )
+    workshop.reporter.step(f'note on {_MMPROJ}: {DEFECTS}')
     return _MMPROJ
 
 

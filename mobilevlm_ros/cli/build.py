@@ -40,6 +40,7 @@ def add_build(commands: Commands) -> None:
     init.add_argument('model', metavar='NAME', help='for example mobilevlm_v2-1.7b')
     init.add_argument('--random', action='store_true', required=True, help='say that you know what you get')
     init.add_argument('--out', metavar='DIR', type=Path, required=True)
+    init.add_argument('--tokenizer', metavar='FILE', type=Path, help='a tokenizer.model; default: a made-up one')
     init.add_argument('--seed', type=int, default=0, help='default: 0')
     init.add_argument('--dtype', choices=['bf16', 'fp16', 'fp32'], default='bf16', help='default: bf16')
 
@@ -107,7 +108,12 @@ def _init(options: argparse.Namespace) -> int:
     with ConsoleReporter() as reporter:
         reporter.step(f'{options.model} with random weights')
         path = init_random(
-            options.model, options.out, dtype=options.dtype, seed=options.seed, on_progress=reporter.progress
+            options.model,
+            options.out,
+            dtype=options.dtype,
+            seed=options.seed,
+            tokenizer=options.tokenizer,
+            on_progress=reporter.progress,
         )
     print(path)
     return 0

@@ -1,4 +1,4 @@
-"""``mobilevlm doctor`` and ``mobilevlm demo``: is everything in place, and does it work?"""
+"""``mobilevlm doctor``, ``demo`` and ``bench``: is everything in place, does it work, and how fast?"""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import importlib.util
 import json
 from pathlib import Path
 
+from mobilevlm_ros.bench.command import add_arguments as add_bench_arguments
+from mobilevlm_ros.bench.command import run as run_bench
 from mobilevlm_ros.cli.arguments import Commands
 from mobilevlm_ros.paths import bundle_dir
 
@@ -15,7 +17,7 @@ __all__ = ['add_checks']
 
 
 def add_checks(commands: Commands) -> None:
-    """Add both commands."""
+    """Add the commands."""
     doctor = commands.add('doctor', _doctor, 'Look at this machine and the ROS graph, and say what to do next.')
     doctor.add_argument('--bundle', metavar='DIR', type=Path, help='default: the embedded default, nano')
     doctor.add_argument('--seconds', type=float, default=2.0, help='how long to look at the graph; default: 2')
@@ -25,6 +27,9 @@ def add_checks(commands: Commands) -> None:
     demo.add_argument('--bundle', metavar='DIR', type=Path, help='default: the embedded default, built if it is not')
     demo.add_argument('--out', metavar='DIR', type=Path, default=Path('demo_output'), help='default: demo_output')
     demo.add_argument('--packages', metavar='DIR', type=Path, help='folder with the wheels, instead of downloading')
+
+    bench = commands.add('bench', run_bench, "How fast a bundle is, beside this machine's limits and beside others.")
+    add_bench_arguments(bench)
 
 
 def _doctor(options: argparse.Namespace) -> int:

@@ -1,8 +1,8 @@
 """The small files of a published checkpoint, as texts: configuration, generation, special tokens, tokenizer.
 
-For MobileVLM V2-1.7B all four are equal to the published ones to the byte (JSON, two spaces, sorted, a newline at the
-end); the configurations of V1-1.7B and of MobileLLaMA-1.4B have the published lengths. Those of the 3B models carry
-stray fields upstream, which are not written.
+For MobileVLM V2-1.7B all four have the fields and the lengths of the published ones (JSON, two spaces, sorted, a
+newline at the end); the configurations of V1-1.7B and of MobileLLaMA-1.4B have the published lengths. Those of the 3B
+models carry stray fields upstream, which are not written.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from mobilevlm_ros.errors import (
 from mobilevlm_ros.runtime.language import LanguageOptions
 from mobilevlm_ros.runtime.preprocess import PreprocessSpec
 from mobilevlm_ros.runtime.prompt import TEMPLATES, PromptTemplate
-from mobilevlm_ros.runtime.vision.plan_key import PLAN_KEY_SCHEMA
+from mobilevlm_ros.runtime.vision.plan_key import PLAN_KEY_SCHEMA, graph_sha256
 
 __all__ = [
     'DESCRIPTION',
@@ -168,11 +168,12 @@ class Bundle:
 
     @property
     def graph_sha256(self) -> str | None:
-        """Hash of the graph that a TensorRT plan was built from; None if it is not one file beside the plan."""
+        """Hash of the graph beside a TensorRT plan, its external data included; None if there is none."""
         name = self.vision.get('onnx')
-        if name is None or f'{name}.data' in self.description['files']:
+        if name is None:
             return None
-        return str(self.description['files'][name]['sha256'])
+        files = self.description['files']
+        return graph_sha256({one: files[one]['sha256'] for one in (name, f'{name}.data') if one in files})
 
     @property
     def language_path(self) -> Path:

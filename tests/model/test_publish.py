@@ -216,7 +216,7 @@ def test_shards_hold_everything_in_order_below_the_limit(sizes: list[int], limit
 
 
 def test_small_files_are_the_published_ones() -> None:
-    """Lengths of the published files of V2-1.7B; the texts were compared with their hashes when they were written."""
+    """Lengths of the published files of V2-1.7B."""
     files = side_files(read_manifest('mobilevlm_v2-1.7b'), 'bf16')
 
     assert {name: len(text) for name, text in files.items()} == {

@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -140,11 +141,12 @@ def pip_install(*arguments: str) -> Work:
     return work
 
 
-def requirements(*names: str) -> tuple[str, Work]:
-    """Return fingerprint and work for requirements files."""
+def requirements(*names: str, options: tuple[str, ...] = ()) -> tuple[str, Work]:
+    """Return fingerprint and work for requirements files and those that they name."""
     files = [REQUIREMENTS / f'{name}.txt' for name in names]
     arguments = [part for file in files for part in ('-r', str(file))]
-    return fingerprint(ROOT, [*files, REQUIREMENTS / 'lock.txt']), pip_install(*arguments)
+    named = [REQUIREMENTS / name for file in files for name in re.findall(r'^-[rc] (\S+)', file.read_text(), re.M)]
+    return fingerprint(ROOT, [*files, *sorted(set(named))]), pip_install(*options, *arguments)
 
 
 def install_llama(step: Step) -> None:
@@ -216,6 +218,7 @@ def set_up(with_dev: bool, force: bool) -> None:
     plan.step('package', 'mobilevlm_ros itself, editable', fingerprint(ROOT, described), install_package, chained=False)
     if with_dev:
         plan.step('dev', 'packages for tests and lint (torch and transformers as references)', *requirements('dev'))
+        plan.step('dev-alone', 'packages without what they pull in', *requirements('dev-alone', options=('--no-deps',)))
     if plan.done:
         print(f'  ready in {elapsed(time.monotonic() - start)}; log in {LOG.relative_to(ROOT)}')
 
