@@ -144,6 +144,23 @@ def write_vision(path: Path, vision: VisionConfig = TINY_VISION, seed: int = 0) 
     write_vision_graph(vision_weights(vision, seed), vision, TINY_PROJECTOR, TinyLlama.n_embd, path)
 
 
+def write_reshape(path: Path, n_inputs: int, shape_in: list[Any], shape_out: list[Any]) -> None:
+    """Write a graph that is no vision engine: its first input in another shape. Sizes may be names."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    inputs = [helper.make_tensor_value_info(f'x{i}', TensorProto.FLOAT, shape_in) for i in range(n_inputs)]
+    target = np.asarray([n if isinstance(n, int) else -1 for n in shape_out], np.int64)
+    graph = helper.make_graph(
+        [helper.make_node('Reshape', ['x0', 'shape'], ['y'])],
+        'other',
+        inputs,
+        [helper.make_tensor_value_info('y', TensorProto.FLOAT, shape_out)],
+        [numpy_helper.from_array(target, 'shape')],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=8)
+    path.write_bytes(model.SerializeToString())
+
+
 def write_bundle(path: Path, **language: Any) -> Path:
     """Write a whole tiny bundle; ``language`` adds to its part about the language model."""
     path.mkdir(parents=True)

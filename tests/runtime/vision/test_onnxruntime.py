@@ -180,19 +180,7 @@ def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     ids=str,
 )
 def test_a_graph_of_another_kind_is_an_error(tmp_path: Path, n_inputs: int, shape_in: Any, shape_out: Any) -> None:
-    from onnx import TensorProto, helper, numpy_helper
-
-    inputs = [helper.make_tensor_value_info(f'x{i}', TensorProto.FLOAT, shape_in) for i in range(n_inputs)]
-    target = np.asarray([n if isinstance(n, int) else -1 for n in shape_out], np.int64)
-    graph = helper.make_graph(
-        [helper.make_node('Reshape', ['x0', 'shape'], ['y'])],
-        'other',
-        inputs,
-        [helper.make_tensor_value_info('y', TensorProto.FLOAT, shape_out)],
-        [numpy_helper.from_array(target, 'shape')],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=8)
-    (tmp_path / 'other.onnx').write_bytes(model.SerializeToString())
+    tiny_models.write_reshape(tmp_path / 'other.onnx', n_inputs, shape_in, shape_out)
 
     with pytest.raises(EngineError, match='expected one input'):
         OnnxRuntimeVision(tmp_path / 'other.onnx')
