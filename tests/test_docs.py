@@ -18,6 +18,7 @@ DOCS = (
     'CONTRIBUTING.md',
     'docs/architecture.md',
     'docs/troubleshooting.md',
+    'docs/models.md',
     'docs/tensorrt.md',
     'models/nano/README.md',
 )

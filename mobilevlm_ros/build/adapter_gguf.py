@@ -10,7 +10,7 @@ Source of names and keys: llama.cpp's ``convert_lora_to_gguf.py`` and ``src/llam
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,7 @@ from mobilevlm_ros.model.config import LanguageConfig
 if TYPE_CHECKING:
     from mobilevlm_ros.model.tensor_files import StoredTensor
 
-__all__ = ['write_adapter_gguf']
+__all__ = ['AdaptedWeights', 'write_adapter_gguf']
 
 _FILES = ('adapter_model.safetensors', 'adapter_model.bin')
 _KEY = re.compile(r'(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight\Z')
@@ -93,6 +93,36 @@ def write_adapter_gguf(
         writer.add_float32('adapter.lora.alpha', settings.alpha)
 
     write_gguf(out, 'llama', add_metadata, entries, on_progress)
+
+
+class AdaptedWeights(Mapping[str, NDArray[np.float32]]):
+    """Weights with an adapter merged into them, tensor by tensor as they are read.
+
+    :param adapter: folder of the adapter, as for ``write_adapter_gguf``.
+    :raise BuildError: if it is no LoRA adapter.
+    """
+
+    def __init__(self, weights: Mapping[str, NDArray[np.float32]], adapter: Path) -> None:
+        self._weights = weights
+        self._settings = _read_settings(adapter / 'adapter_config.json')
+        self._pairs = _pairs(_open(adapter))
+
+    def __getitem__(self, name: str) -> NDArray[np.float32]:
+        weight = self._weights[name]
+        module = name.removesuffix('.weight')
+        if module not in self._pairs:
+            return weight
+        a, b = self._pairs[module]
+        settings = self._settings
+        scale = settings.alpha * settings.factor_of(module) / settings.rank_of(module)
+        merged: NDArray[np.float32] = weight + np.float32(scale) * (b.read() @ a.read())
+        return merged
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
 
 
 def _read_settings(path: Path) -> _Settings:

@@ -156,10 +156,13 @@ class CheckpointSource:
         """Make ``reference.npz`` with PyTorch."""
 
         def record(folder: Path) -> None:
+            from mobilevlm_ros.build.adapter_gguf import AdaptedWeights
+
+            weights: Mapping[str, NDArray[np.float32]] = self._checkpoint.language_weights
             reference = record_reference(
                 self._config,
                 self._checkpoint.vision_weights,
-                self._checkpoint.language_weights,
+                AdaptedWeights(weights, self._adapter) if self._adapter else weights,
                 CheckpointTokenizer(self._checkpoint.tokenizer),
                 TEMPLATES[self._config.template](),
                 images,

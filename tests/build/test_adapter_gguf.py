@@ -12,7 +12,7 @@ import pytest
 import tiny_models
 from numpy.typing import NDArray
 
-from mobilevlm_ros.build.adapter_gguf import write_adapter_gguf
+from mobilevlm_ros.build.adapter_gguf import AdaptedWeights, write_adapter_gguf
 from mobilevlm_ros.build.language_gguf import write_language_gguf
 from mobilevlm_ros.build.llama_tensors import language_tensors
 from mobilevlm_ros.build.vocabulary import Vocabulary
@@ -125,6 +125,21 @@ def test_an_adapter_equals_merged_weights(config: LanguageConfig, file: str, tmp
     expected = logits(tmp_path, merged(weights, adapter, dict.fromkeys(modules, 16 / 8)), config)
     np.testing.assert_allclose(with_adapter, expected, atol=1e-4)
     assert np.abs(with_adapter - logits(tmp_path, weights, config)).max() > 0.5
+
+
+@pytest.mark.parametrize(
+    'settings', [{}, {'use_rslora': True}, {'rank_pattern': {'q_proj': 4}, 'alpha_pattern': {'k_proj': 5}}]
+)
+def test_adapted_weights_equal_what_llama_cpp_applies(settings: dict[str, Any], tmp_path: Path) -> None:
+    weights, modules = random_weights(UNTIED), linear_modules(UNTIED)
+    save_adapter(tmp_path / 'peft', modules, **settings)
+    write_adapter_gguf(tmp_path / 'peft', tmp_path / 'adapter.gguf', UNTIED, storage='f32')
+
+    adapted = AdaptedWeights(weights, tmp_path / 'peft')
+
+    assert set(adapted) == set(weights)
+    with_adapter = logits(tmp_path, weights, UNTIED, tmp_path / 'adapter.gguf')
+    np.testing.assert_allclose(logits(tmp_path, dict(adapted), UNTIED), with_adapter, atol=1e-4)
 
 
 def test_merged_weights_in_transformers_give_the_same(tmp_path: Path) -> None:
