@@ -25,7 +25,7 @@ from .console import Step
 from .errors import SetupError
 from .process import clean_environment, ninja_progress, pip_progress, run
 
-CMAKE_FLAGS = ('-DGGML_NATIVE=ON', '-DLLAVA_BUILD=OFF')
+CMAKE_FLAGS = ('-DGGML_NATIVE=ON',)
 INSTRUCTION_SETS = re.compile(
     r'^(sse|ssse|pni$|avx|fma|f16c|bmi|abm|movbe|popcnt|amx|aes|vaes|gfni|vpclmul|pclmul|sha|adx|xsave'
     r'|asimd|sve|i8mm|bf16|fp)'
