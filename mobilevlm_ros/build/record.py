@@ -67,7 +67,7 @@ def record_reference(
     except ImportError as error:
         raise DependencyError(
             f'checking a bundle against PyTorch needs torch and transformers ({error}). Install them with: '
-            "pip install 'mobilevlm_ros[convert]'"
+            'pip install torch transformers sentencepiece (exact versions: requirements/convert.txt)'
         ) from error
     made_by = f'PyTorch {torch.__version__.split("+")[0]}, transformers {transformers.__version__}'
     resized = [_published_preprocessing(config, rgb_hwc) for rgb_hwc in images]
