@@ -129,6 +129,8 @@ def build_bundle(
     check_room(out.parent, source.room_bytes(profile) + vision_bytes + (256 << 20), f'building {source.name}')
     check_memory(source.memory_bytes(), f'building {source.name}')
     with closing(Workshop(out, reporter)) as workshop:
+        # First, since it refuses some models, and takes seconds.
+        extra = [_build_mmproj(workshop, source, inputs)] if mmproj else []
         language = source.build_language(workshop, profile, inputs)
         vision = build_vision(
             workshop,
@@ -150,7 +152,7 @@ def build_bundle(
             if vision.temporary_stage:
                 workshop.discard(vision.temporary_stage)
             engines = [*vision.names, language['file'], *([language['adapter']] if 'adapter' in language else [])]
-            names = [*engines, REFERENCE, REPORT, *([_build_mmproj(workshop, source, inputs)] if mmproj else [])]
+            names = [*engines, REFERENCE, REPORT, *extra]
             description['files'] = {name: file_entry(workshop.path(name)) for name in sorted(names)}
             _check_budget(source, profile, description, engines)
             write_description(workshop.folder, description)

@@ -15,7 +15,7 @@ from mobilevlm_ros.build.bundle_build import REFERENCE
 from mobilevlm_ros.build.parity import PLAN_TOKENS, REPORT, VISUAL_TOKENS, ParityReport, check_vision, read_report
 from mobilevlm_ros.build.reference import Reference, read_reference
 from mobilevlm_ros.build.stages import Reporter, check_room
-from mobilevlm_ros.build.tensorrt_plan import build_plan, key_file
+from mobilevlm_ros.build.tensorrt_plan import build_plan
 from mobilevlm_ros.errors import BuildError
 from mobilevlm_ros.paths import cache_dir
 from mobilevlm_ros.runtime.bundle import DESCRIPTION, Bundle, file_entry, open_bundle, sha256_of, write_description
