@@ -27,6 +27,7 @@ class Ceilings:
     :ivar read_bytes: from memory, in bytes a second.
     :ivar vision_fp32: products of the vision tower's largest shape, in FLOP/s; ``_int8`` in operations a second.
     :ivar prompt_fp32: products of the prompt's largest shape.
+    :ivar foreign_cores: load of other programs meanwhile: the machine can do more than this says.
     """
 
     n_threads: int
@@ -37,6 +38,7 @@ class Ceilings:
     prompt_product: Product
     prompt_fp32: float
     prompt_int8: float | None
+    foreign_cores: float = 0.0
 
 
 def measure_ceilings(

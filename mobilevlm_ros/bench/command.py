@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-__all__ = ['PARTS', 'add_arguments', 'run']
+__all__ = ['PARTS', 'RIVALS', 'add_arguments', 'run']
 
 PARTS = ('figures', 'table5', 'table6')
-_RIVALS = ('llamacpp', 'mtmd', 'pytorch')
+RIVALS = ('llamacpp', 'mtmd', 'pytorch')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action='append',
         help='measure this only; may be given again; default: everything, or nothing but --against if that is given',
     )
-    add('--against', choices=_RIVALS, action='append', default=[], help='compare, turn by turn; may be given again')
+    add('--against', choices=RIVALS, action='append', default=[], help='compare, turn by turn; may be given again')
     add('--mmproj', metavar='FILE', type=Path, help='for --against mtmd: vision tower and projector in GGUF')
     add('--checkpoint', metavar='DIR', type=Path, help='for --against pytorch: the model in the published layout')
     add('--torch-dtype', choices=('float32', 'bfloat16'), default='float32', help='for --against pytorch')

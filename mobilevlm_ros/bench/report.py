@@ -56,8 +56,11 @@ class Report:
                 f'tower {_flops(vision.tower_flops)}, projector {_flops(vision.projector_flops)} an image, '
                 f'{"int8" if vision.int8 else "floating point"}, file {vision.file_bytes / 1e6:,.1f} MB',
             )
+        busy = ceilings.foreign_cores > BUSY_CORES
         threads = f'{ceilings.n_threads} threads'
-        table.add_row('ceiling: memory', f'{ceilings.read_bytes / 1e9:.1f} GB/s read (numpy max and or, {threads})')
+        table.add_row(
+            _marked('ceiling: memory', busy), f'{ceilings.read_bytes / 1e9:.1f} GB/s read (numpy max and or, {threads})'
+        )
         for what, product, fp32, int8 in (
             ('vision', ceilings.vision_product, ceilings.vision_fp32, ceilings.vision_int8),
             ('prompt', ceilings.prompt_product, ceilings.prompt_fp32, ceilings.prompt_int8),
@@ -66,7 +69,8 @@ class Report:
                 shape = 'x'.join(map(str, product))
                 eight = 'int8 not measured: no onnx' if int8 is None else f'int8 {int8 / 1e9:.0f} GOP/s (onnxruntime)'
                 table.add_row(
-                    f'ceiling: {what} product', f'{shape}: fp32 {fp32 / 1e9:.0f} GFLOP/s (numpy BLAS), {eight}'
+                    _marked(f'ceiling: {what} product', busy),
+                    f'{shape}: fp32 {fp32 / 1e9:.0f} GFLOP/s (numpy BLAS), {eight}',
                 )
         table.add_row('bound: decode', f'{1 / card.decode_bound_s(0):.1f} tok/s, reading weights')
         prefill = PROMPT_TOKENS / card.prefill_bound_s(PROMPT_TOKENS)
@@ -74,6 +78,7 @@ class Report:
         if card.vision_bound_s is not None:
             table.add_row('bound: vision', f'{card.vision_bound_s:.3f} s at the vision product')
         self._console.print(table)
+        self._busy(busy)
 
     def figures(self, figures: BundleFigures) -> None:
         """The series with their shares of the bounds, and memory."""

@@ -9,7 +9,7 @@ import argparse
 import json
 import sys
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -225,14 +225,15 @@ class _Runner:
     def _card(self, language: LanguageCost, vision: VisionCost | None) -> CostCard:
         self._say('measuring the ceilings of this machine')
         self._machine.wait()
-        ceilings = measure_ceilings(
-            language,
-            vision,
-            self._plan.n_threads,
-            seconds=self._plan.ceiling_s,
-            buffer_bytes=self._plan.ceiling_bytes,
-        )
-        return CostCard(language, vision, ceilings)
+        with self._machine.watch() as load:
+            ceilings = measure_ceilings(
+                language,
+                vision,
+                self._plan.n_threads,
+                seconds=self._plan.ceiling_s,
+                buffer_bytes=self._plan.ceiling_bytes,
+            )
+        return CostCard(language, vision, replace(ceilings, foreign_cores=load.foreign_cores))
 
     def _protocols(self, engine: Contestant, bundle: Bundle, card: CostCard) -> None:
         name = f'{bundle.name} {bundle.profile}'

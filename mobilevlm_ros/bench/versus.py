@@ -15,9 +15,8 @@ from mobilevlm_ros.bench.quiet import QuietMachine
 from mobilevlm_ros.bench.scenes import QUESTION, SECOND_QUESTION
 from mobilevlm_ros.bench.series import Ratio, Series, ratio_of_medians
 
-__all__ = ['METRICS', 'RIVALS', 'Comparison', 'compare']
+__all__ = ['METRICS', 'Comparison', 'compare']
 
-RIVALS = ('llamacpp', 'mtmd', 'pytorch')
 METRICS = {
     'llamacpp': ('prefill', 'decode'),
     'mtmd': ('first token, new frame', 'first token, known frame', 'vision engine'),
@@ -81,7 +80,7 @@ def compare(
 ) -> list[Comparison]:
     """Measure ``n_runs`` rounds after one that does not count.
 
-    :param rivals: by their name in ``RIVALS``.
+    :param rivals: by their name in ``METRICS``.
     :param tokens: the prompt of prefill and decode.
     """
     turns = _Turns(machine)

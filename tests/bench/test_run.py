@@ -20,7 +20,7 @@ import tiny_models
 from processes import alive, wait_for
 
 from mobilevlm_ros.bench import run as run_module
-from mobilevlm_ros.bench.command import add_arguments, run
+from mobilevlm_ros.bench.command import RIVALS, add_arguments, run
 from mobilevlm_ros.bench.versus import METRICS
 from mobilevlm_ros.errors import BundleMissingError, SettingsError
 
@@ -142,6 +142,10 @@ def test_the_cost_card_comes_before_any_figure(finished: tuple[str, dict[str, An
     assert printed.index('The machine') < printed.index('Cost card') < printed.index('Figures of')
 
 
+def test_every_rival_that_can_be_named_is_compared_in_something() -> None:
+    assert set(RIVALS) == set(METRICS)
+
+
 def test_rivals_are_compared_in_turn(finished: tuple[str, dict[str, Any]]) -> None:
     against = finished[1]['against']
     assert [one['metric'] for one in against] == list(METRICS['llamacpp'])
@@ -189,7 +193,7 @@ def test_a_missing_bundle_says_so(tmp_path: Path) -> None:
 
 SCRIPT = """
 import argparse, sys
-from mobilevlm_ros.bench.command import add_arguments, run
+from mobilevlm_ros.bench.command import RIVALS, add_arguments, run
 if __name__ == '__main__':
     parser = argparse.ArgumentParser()
     add_arguments(parser)
