@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from mobilevlm_ros.errors import AnswerFormatError, InterruptedAnswerError, QuestionTooLongError
 from mobilevlm_ros.runtime.cancel import CancelToken
 from mobilevlm_ros.runtime.language import Grammar, LanguageEngine
-from mobilevlm_ros.runtime.sampling import Sampler, probability
+from mobilevlm_ros.runtime.sampling import Probability, Sampler
 
 __all__ = ['Generation', 'generate']
 
@@ -63,6 +63,7 @@ def generate(
     :raise AnswerFormatError: if ``grammar`` asks for what the vocabulary cannot spell.
     """
     text = _TextBuffer(stop_texts)
+    probability = Probability()
     probabilities: list[float] = []
     truncated = False
     interrupted: InterruptedAnswerError | None = None
@@ -99,7 +100,7 @@ def generate(
                 engine.append(pending, cancel)
             logits = engine.logits()
             token = _choose(logits, sampler, grammar)
-            probabilities.append(probability(logits, token))
+            probabilities.append(probability.of(token, logits))
             if engine.is_end(token):
                 break
             n_tokens += 1

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mobilevlm_ros.errors import SettingsError
 
-__all__ = ['Sampler', 'SamplingSettings', 'log_softmax', 'probability']
+__all__ = ['Probability', 'Sampler', 'SamplingSettings', 'log_softmax']
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,19 @@ def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     return result
 
 
-def probability(logits: NDArray[np.float32], token: int) -> float:
-    """Probability of one token; the time is that of ``n_vocab`` exponentials and nothing else."""
-    shifted = logits - logits.max()
-    chosen = float(shifted[token])
-    return math.exp(chosen) / float(np.exp(shifted, out=shifted).sum())
+class Probability:
+    """Probabilities of single tokens, token after token: takes the time of ``n_vocab`` exponentials and no memory."""
+
+    def __init__(self) -> None:
+        self._shifted = np.empty(0, dtype=np.float32)
+
+    def of(self, token: int, logits: NDArray[np.float32]) -> float:
+        """Probability of ``token`` by one row of logits ``[n_vocab]``."""
+        if len(self._shifted) != len(logits):
+            self._shifted = np.empty(len(logits), dtype=np.float32)
+        shifted = np.subtract(logits, logits.max(), out=self._shifted)
+        chosen = float(shifted[token])
+        return math.exp(chosen) / float(np.exp(shifted, out=shifted).sum())
 
 
 class Sampler:

@@ -167,12 +167,11 @@ class SingleBytes:
 
     @classmethod
     def of(cls, pieces: Sequence[bytes], end_token: int) -> SingleBytes | None:
-        """None if the vocabulary lacks a byte that may occur in a text: then nothing is known to be certain."""
+        """None if a token begins with a byte that is no token itself: such a choice would go unnoticed."""
         found = {piece: token for token, piece in enumerate(pieces) if len(piece) == 1}
-        never_in_utf8 = {0x00, 0xC0, 0xC1, *range(0xF5, 0x100)}  # and no grammar takes a NUL
-        values = bytes(value for value in range(256) if bytes([value]) in found)
-        if not set(range(256)) - never_in_utf8 <= set(values):
+        if not {piece[:1] for piece in pieces if piece} <= set(found):
             return None
+        values = b''.join(sorted(found))
         return cls(np.array([*(found[bytes([value])] for value in values), end_token], dtype=np.int32), values)
 
 
