@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mobilevlm_ros.errors import AnswerFormatError
 from mobilevlm_ros.runtime.cancel import CancelToken
-from mobilevlm_ros.runtime.generate import Generation, generate
+from mobilevlm_ros.runtime.generate import Generation, _choose, generate
 from mobilevlm_ros.runtime.language import LanguageOptions, TokenSegment
 from mobilevlm_ros.runtime.language.fake import FakeLanguageEngine
 from mobilevlm_ros.runtime.language.llamacpp import LlamaCppEngine
@@ -278,3 +278,28 @@ def test_a_choice_that_breaks_the_grammar_is_made_again() -> None:
 
     assert grammar.n_masked == 1
     assert all(token % 2 == 0 for token in grammar.accepted)
+
+
+@pytest.mark.parametrize('n_best_forbidden', [0, 1, 30, 200])
+def test_the_best_allowed_token_is_that_of_a_full_pass(engine: LlamaCppEngine, n_best_forbidden: int) -> None:
+    engine.prefill([TokenSegment((1, 300))], CancelToken())
+    n_vocab = len(engine.logits())
+    random = np.random.default_rng(n_best_forbidden)
+    for _ in range(20):
+        logits = random.normal(size=n_vocab).astype(np.float32)
+        grammar = engine.json_grammar('{"type": "string"}')
+        forbidden = np.flatnonzero(~np.isfinite(grammar.masked(logits)))
+        logits[random.permutation(forbidden)[:n_best_forbidden]] += 10.0
+        expected = int(np.argmax(grammar.masked(logits)))
+
+        assert _choose(logits, Sampler(SamplingSettings()), grammar) == expected
+        grammar.close()
+
+
+def test_of_equal_allowed_tokens_the_first_is_chosen(engine: LlamaCppEngine) -> None:
+    engine.prefill([TokenSegment((1, 300))], CancelToken())
+    logits = np.zeros(len(engine.logits()), np.float32)
+    grammar = engine.json_grammar('{"enum": ["red", "blue"]}')
+    expected = int(np.argmax(grammar.masked(logits)))
+
+    assert _choose(logits, Sampler(SamplingSettings()), grammar) == expected
