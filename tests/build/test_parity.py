@@ -189,7 +189,8 @@ def test_another_preprocessing_is_seen(reference: Reference, other: Callable[[Re
 def test_differences_are_told_in_grey_levels(reference: Reference, channel: int) -> None:
     def off_by_three(image: ReferenceImage) -> Pixels:
         pixels = image.resized_chw.copy()
-        pixels[channel, 3, 4] += 3 if pixels[channel, 3, 4] < 128 else -3 % 256
+        level = int(pixels[channel, 3, 4])
+        pixels[channel, 3, 4] = level + 3 if level < 128 else level - 3
         return pixels
 
     stage = check_preprocess(changed(reference, resized_chw=off_by_three), SPEC)
