@@ -23,7 +23,7 @@ from mobilevlm_ros.runtime.loading import (
     load_assistant_from,
     warm_up,
 )
-from mobilevlm_ros.runtime.vision.onnxruntime import OnnxRuntimeVision
+from mobilevlm_ros.runtime.vision.opening import open_engine
 from mobilevlm_ros.types import Frame, Question, ResultCode
 
 FRAME = Frame(np.full((8, 8, 3), 128, np.uint8))
@@ -71,13 +71,13 @@ class VisionWatch:
         self.made: list[Any] = []
         self.alive: list[weakref.ref[Any]] = []
 
-        def make(*args: Any) -> OnnxRuntimeVision:
-            engine = OnnxRuntimeVision(*args)
+        def make(*args: Any, **options: Any) -> Any:
+            engine: Any = open_engine(*args, **options)
             self.made.append(engine)
             self.alive.append(weakref.ref(engine._session))
             return engine
 
-        monkeypatch.setattr(loading, 'OnnxRuntimeVision', make)
+        monkeypatch.setattr(loading, 'open_engine', make)
 
     def all_closed(self) -> bool:
         gc.collect()

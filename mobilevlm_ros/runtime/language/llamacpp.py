@@ -67,6 +67,9 @@ class LlamaCppEngine:
         with ExitStack() as stack:
             model_params = lib.llama_model_default_params()
             model_params.n_gpu_layers = options.n_gpu_layers
+            if options.n_gpu_layers == 0:
+                # On a CPU llama.cpp lays most matrices out anew. Mapped, the file would be in memory a second time.
+                model_params.load_mode = lib.LLAMA_LOAD_MODE_NONE
             self._model = lib.llama_model_load_from_file(os.fsencode(model_path), model_params)
             if not self._model:
                 raise EngineError(_load_message('language model', model_path))
