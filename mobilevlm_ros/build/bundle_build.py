@@ -49,6 +49,7 @@ _IMAGES = ('.png', '.jpg', '.jpeg', '.webp')
 _MAX_IMAGES = 64
 _MMPROJ = 'mmproj.gguf'
 _WORKING_BYTES = 512 << 20
+_QUESTION_TOKENS = 64
 REFERENCE = 'reference.npz'
 
 
@@ -123,6 +124,7 @@ def build_bundle(
     if finished is not None:
         reporter.step(f'{source.name} is built already: {out}')
         return finished
+    _check_context(source, profile)
     images = images or read_images(shared_file('models/calibration'))
     spec = PreprocessSpec(source.vision.image_size, source.aspect, source.vision.mean, source.vision.std)
     vision_bytes = 8 * _n_parameters(source)
@@ -165,6 +167,21 @@ def build_bundle(
     return open_bundle(out, verify_hashes=False)
 
 
+def _check_context(source: Source, profile: Profile) -> None:
+    n_ctx = profile.language.get('n_ctx', source.n_ctx)
+    needed = source.projector.grid_out(source.vision.grid) ** 2 + _QUESTION_TOKENS
+    if n_ctx > source.n_ctx:
+        raise BuildError(
+            f'the profile {profile.name} asks for a context of {n_ctx} positions; {source.name} was trained with '
+            f'{source.n_ctx}: lower n_ctx'
+        )
+    if n_ctx < needed:
+        raise BuildError(
+            f'a context of {n_ctx} positions has no room for an image of {source.name} and a question, which take '
+            f'{needed}: raise n_ctx in the profile {profile.name}'
+        )
+
+
 def _description(
     source: Source,
     profile: Profile,
@@ -174,7 +191,7 @@ def _description(
     sources: list[str],
 ) -> dict[str, Any]:
     settings = dict(profile.language)
-    n_ctx = min(settings.pop('n_ctx', source.n_ctx), source.n_ctx)
+    n_ctx = settings.pop('n_ctx', source.n_ctx)
     threads = {'n_threads': profile.vision.n_threads} if profile.vision.n_threads else {}
     return {
         'format_version': FORMAT_VERSION,
@@ -254,7 +271,7 @@ def _check_budget(source: Source, profile: Profile, description: dict[str, Any],
         return
     n_bytes = sum(description['files'][name]['bytes'] for name in engines)
     n_ctx, n_frames = description['language']['n_ctx'], description['language'].get('frame_cache', 0)
-    n_prompt = description['vision']['n_tokens'] + 64
+    n_prompt = description['vision']['n_tokens'] + _QUESTION_TOKENS
     n_bytes += source.kv_bytes(n_ctx) + n_frames * source.kv_bytes(n_prompt) + _WORKING_BYTES
     if n_bytes > profile.memory_mib << 20:
         raise BuildError(

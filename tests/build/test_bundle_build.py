@@ -18,7 +18,6 @@ from mobilevlm_ros.build.parity import ParityReport, StageParity, read_report
 from mobilevlm_ros.build.profile import read_profile
 from mobilevlm_ros.build.stages import SilentReporter
 from mobilevlm_ros.errors import BuildError, CheckpointError, ParityError
-from mobilevlm_ros.model.config import LanguageConfig
 from mobilevlm_ros.runtime.bundle import Bundle, open_bundle
 from mobilevlm_ros.runtime.loading import load_assistant
 from mobilevlm_ros.types import Frame, Question
@@ -226,12 +225,14 @@ def test_a_bundle_above_the_memory_of_its_profile_is_refused(checkpoints: Path, 
         make_bundle(str(checkpoints / 'v2'), profile(tmp_path, memory_mib=64), tmp_path / 'out', SilentReporter())
 
 
-def test_a_context_longer_than_the_model_has_is_cut(checkpoints: Path, tmp_path: Path) -> None:
-    language = {'quantization': 'F16', 'n_ctx': 1 << 20, 'n_threads': 1}
-    bundle = make_bundle(
-        str(checkpoints / 'v2'), profile(tmp_path, language=language), tmp_path / 'out', SilentReporter()
-    )
-    assert bundle.language['n_ctx'] == LanguageConfig().n_ctx
+@pytest.mark.parametrize(('n_ctx', 'named'), [(1 << 20, 'was trained with 2048'), (64, 'has no room for an image')])
+def test_a_context_that_does_not_fit_the_model_is_refused_before_anything_is_made(
+    checkpoints: Path, tmp_path: Path, n_ctx: int, named: str
+) -> None:
+    settings = profile(tmp_path, language={'quantization': 'F16', 'n_ctx': n_ctx})
+    with pytest.raises(BuildError, match=named):
+        make_bundle(str(checkpoints / 'v2'), settings, tmp_path / 'out', SilentReporter())
+    assert list(tmp_path.glob('out*')) == []
 
 
 @pytest.mark.parametrize('name', ['jetson-orin', 'cuda'])
