@@ -59,7 +59,11 @@ class OnnxFile(AbstractContextManager['OnnxFile']):
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def node(self, op: str, *inputs: str, output: str = '', **attributes: Any) -> str:
-        """Append a node of ONNX's own operators with one output; returns the output's name."""
+        """Append a node with one output; returns the output's name.
+
+        :param output: its name; empty: one is made up.
+        :param attributes: of the operator; ``domain`` if it is not one of ONNX itself.
+        """
         from onnx import helper
 
         output = output or f'{op.lower()}_{len(self.nodes)}'
@@ -101,9 +105,10 @@ class OnnxFile(AbstractContextManager['OnnxFile']):
         from onnx import checker, helper, shape_inference
 
         self._data.close()
+        domains = sorted({node.domain for node in self.nodes} - {''})
         model = helper.make_model(
-            helper.make_graph(self.nodes, 'vision', inputs, outputs, self._tensors, value_info=list(inner)),
-            opset_imports=[helper.make_opsetid('', OPSET)],
+            helper.make_graph(self.nodes, 'graph', inputs, outputs, self._tensors, value_info=list(inner)),
+            opset_imports=[helper.make_opsetid('', OPSET), *(helper.make_opsetid(name, 1) for name in domains)],
             ir_version=_IR_VERSION,
             producer_name='mobilevlm_ros',
         )
