@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,9 @@ import tiny_nano
 from mobilevlm_ros.build import bundle_build, nano, nano_reference
 from mobilevlm_ros.build.nano_reference import record_nano
 from mobilevlm_ros.build.reference import write_reference
+
+# The fakes of TensorRT's running half and of CUDA are the runtime's.
+sys.path.append(str(Path(__file__).parents[1] / 'runtime' / 'vision'))
 
 
 @pytest.fixture(scope='session')
