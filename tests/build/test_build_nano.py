@@ -147,7 +147,6 @@ def test_the_profile_is_part_of_the_description(nano_workshop: NanoWorkshop) -> 
 
 
 def test_vision_in_int8(nano_workshop: NanoWorkshop) -> None:
-    pytest.importorskip('mobilevlm_ros.build.vision_int8')
     vision = {'backend': 'onnxruntime', 'precision': 'int8', 'n_threads': 1}
     limits = {'vision_cosine': 0.95, 'logits_cosine': 0.99999}
 
@@ -266,6 +265,29 @@ def test_an_interrupted_rebuild_leaves_the_old_bundle(nano_workshop: NanoWorksho
     interrupt(nano_workshop, 'comparing')
 
     assert open_bundle(nano_workshop.out).model_id == old
+    assert nano_workshop.build().model_id != old
+
+
+@pytest.mark.parametrize('error', [KeyboardInterrupt, OSError(5, 'Input/output error')])
+def test_between_the_last_two_renames_the_old_bundle_comes_back(
+    nano_workshop: NanoWorkshop, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    old = nano_workshop.build().model_id
+    nano_workshop.change_manifest(warning='another')
+    rename = Path.rename
+
+    def interrupt(self: Path, target: Path) -> Path:
+        if self == nano_workshop.partial:
+            raise error
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, 'rename', interrupt)
+        with pytest.raises((KeyboardInterrupt, BuildError)):
+            nano_workshop.build()
+
+    assert open_bundle(nano_workshop.out).model_id == old
+    assert nano_workshop.leftovers() == [nano_workshop.partial.name]
     assert nano_workshop.build().model_id != old
 
 
