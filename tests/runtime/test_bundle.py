@@ -20,8 +20,9 @@ from mobilevlm_ros.errors import (
     BundleMissingError,
     BundleVersionError,
 )
-from mobilevlm_ros.runtime.bundle import DESCRIPTION, file_entry, open_bundle, write_description
+from mobilevlm_ros.runtime.bundle import DESCRIPTION, file_entry, open_bundle, sha256_of, write_description
 from mobilevlm_ros.runtime.language import LanguageOptions
+from mobilevlm_ros.runtime.vision.plan_key import graph_sha256
 
 Edit = Callable[[dict[str, Any]], None]
 
@@ -223,6 +224,63 @@ def test_an_adapter_must_be_listed(bundle_copy: Path) -> None:
         open_bundle(bundle_copy)
 
 
+@pytest.mark.parametrize('place', [('vision', 'onnx'), ('parity',)])
+def test_graph_and_report_must_be_listed(bundle_copy: Path, place: tuple[str, ...]) -> None:
+    edit(bundle_copy, put(*place, value='other.file'))
+
+    with pytest.raises(BundleIncompleteError, match=r'names other\.file but does not list it'):
+        open_bundle(bundle_copy)
+
+
+PLAN_KEY = {
+    'flavour': 'tensorrt',
+    'tensorrt': '10.3.0',
+    'gpu': 'Orin',
+    'compute_capability': '8.7',
+    'onnx_sha256': 'a' * 64,
+    'precision': 'fp16',
+}
+
+
+def test_a_plan_and_its_graph_are_described(bundle_copy: Path) -> None:
+    for change in (
+        put('vision', 'backend', value='tensorrt'),
+        put('vision', 'onnx', value='vision.onnx'),
+        put('vision', 'plan_key', value=PLAN_KEY),
+    ):
+        edit(bundle_copy, change)
+
+    bundle = open_bundle(bundle_copy)
+
+    assert bundle.vision['plan_key'] == PLAN_KEY
+    assert bundle.graph_sha256 == sha256_of(bundle_copy / 'vision.onnx')
+
+
+def test_a_graph_with_its_weights_beside_it_is_hashed_whole(bundle_copy: Path) -> None:
+    """As the builder of plans hashes it."""
+    (bundle_copy / 'vision.onnx.data').write_bytes(b'weights')
+    edit(bundle_copy, put('vision', 'onnx', value='vision.onnx'))
+    edit(bundle_copy, put('files', 'vision.onnx.data', value=file_entry(bundle_copy / 'vision.onnx.data')))
+
+    found = open_bundle(bundle_copy).graph_sha256
+
+    names = ('vision.onnx', 'vision.onnx.data')
+    assert found == graph_sha256({name: sha256_of(bundle_copy / name) for name in names})
+    assert found != sha256_of(bundle_copy / 'vision.onnx')
+
+
+def test_a_bundle_without_a_plan_has_no_graph_to_compare(tiny_bundle: Path) -> None:
+    assert open_bundle(tiny_bundle).graph_sha256 is None
+
+
+@pytest.mark.parametrize('key', [{}, [], {**PLAN_KEY, 'gpu': ''}, {**PLAN_KEY, 'onnx_sha256': 'short'}])
+def test_a_malformed_plan_key_names_the_place(bundle_copy: Path, key: object) -> None:
+    edit(bundle_copy, put('vision', 'plan_key', value=key))
+
+    with pytest.raises(BundleIncompleteError, match=r'at \$\.vision\.plan_key'):
+        open_bundle(bundle_copy)
+
+
 def test_a_missing_file(bundle_copy: Path) -> None:
     (bundle_copy / 'language.gguf').unlink()
 
@@ -323,7 +381,7 @@ PLACES = [
     ('format_version',), ('name',), ('sources',), ('vision',), ('vision', 'file'), ('vision', 'mean'),
     ('vision', 'image_size'), ('language',), ('language', 'n_ctx'), ('language', 'adapter'),
     ('language', 'frame_cache'), ('prompt',), ('prompt', 'system'), ('files',), ('files', 'vision.onnx'),
-    ('files', 'vision.onnx', 'bytes'),
+    ('files', 'vision.onnx', 'bytes'), ('vision', 'onnx'), ('vision', 'plan_key'), ('parity',),
 ]  # fmt: skip
 
 
