@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import json
 import os
 import platform
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
-from mobilevlm_ros.errors import MobileVLMError
+from mobilevlm_ros.errors import MobileVLMError, PlanMismatchError
 from mobilevlm_ros.types import Check
+
+if TYPE_CHECKING:
+    from mobilevlm_ros.runtime.bundle import Bundle
 
 __all__ = ['Report', 'examine', 'print_report']
 
@@ -43,14 +48,18 @@ _LIBRARIES = (
     ('numpy', 'numpy', True, 'pip install numpy'),
     ('PIL', 'pillow', True, 'pip install pillow'),
     ('cv2', 'opencv-python-headless', True, 'pip install opencv-python-headless (or apt install python3-opencv)'),
-    ('onnxruntime', 'onnxruntime', True, 'pip install onnxruntime'),
     ('llama_cpp', 'llama-cpp-python', True, 'pip install llama-cpp-python==0.3.36'),
     ('jsonschema', 'jsonschema', True, 'pip install jsonschema'),
     ('rclpy', 'ros-rclpy', False, 'for the node: source your ROS 2 (source /opt/ros/DISTRO/setup.bash)'),
     ('mobilevlm_msgs', 'mobilevlm_msgs', False, 'for the node: build and source the workspace (colcon build)'),
-    ('tensorrt', 'tensorrt', False, ''),
-    ('openvino', 'openvino', False, ''),
 )
+# The same of the vision backends, of which a bundle needs one.
+_BACKENDS = (
+    ('onnxruntime', 'onnxruntime', 'pip install onnxruntime'),
+    ('openvino', 'openvino', 'pip install openvino'),
+    ('tensorrt', 'tensorrt', 'pip install tensorrt (on a Jetson: sudo apt install python3-libnvinfer)'),
+)
+_DEFAULT_BACKEND = 'onnxruntime'
 
 
 def examine(bundle: Path, *, graph_s: float) -> Report:
@@ -61,8 +70,16 @@ def examine(bundle: Path, *, graph_s: float) -> Report:
     """
     report = Report()
     report.checks += [_machine(), _memory()]
+    opened, found = _bundle(bundle)
+    backend = opened.vision['backend'] if opened else _DEFAULT_BACKEND
     report.checks += [_library(*row) for row in _LIBRARIES]
-    report.checks.append(_bundle(bundle))
+    for module, distribution, advice in _BACKENDS:
+        needed = module == backend
+        report.checks.append(_library(module, distribution, needed, advice if needed else ''))
+    report.checks.append(found)
+    if opened:
+        report.checks.append(_parity(opened))
+        report.checks += [_plan(opened)] if backend == 'tensorrt' else []
     names = {check.name: check.level for check in report.checks}
     if names['rclpy'] == names['mobilevlm_msgs'] == 'ok':
         from mobilevlm_ros.node.graph import examine_graph
@@ -95,19 +112,66 @@ def _library(module: str, distribution: str, needed: bool, advice: str) -> Check
     return Check('library', module, 'ok', version)
 
 
-def _bundle(path: Path) -> Check:
-    from mobilevlm_ros.runtime.bundle import open_bundle
-    from mobilevlm_ros.runtime.loading import check_memory
-
+def _bundle(path: Path) -> tuple[Bundle | None, Check]:
+    """The bundle, None if it cannot be opened, and what is found of it."""
+    bundle = None
     try:
+        from mobilevlm_ros.runtime.bundle import open_bundle
+        from mobilevlm_ros.runtime.loading import check_memory
+
         bundle = open_bundle(path)
         check_memory(bundle)
     except MobileVLMError as error:
-        return Check('bundle', str(path), 'problem', str(error), 'mobilevlm build nano')
+        return bundle, Check('bundle', str(path), 'problem', str(error), '' if bundle else 'mobilevlm build nano')
+    except ImportError as error:  # one of the libraries above, with its advice
+        return None, Check('bundle', str(path), 'problem', f'cannot be read here: {error}')
     found = f'{bundle.model_id}, {bundle.size_bytes >> 20} MiB, fits'
     if bundle.warning:
-        return Check('bundle', str(path), 'ok', f'{found}. {bundle.warning.strip()}')
-    return Check('bundle', str(path), 'ok', found)
+        found += f'. {bundle.warning.strip()}'
+    return bundle, Check('bundle', str(path), 'ok', found)
+
+
+def _parity(bundle: Bundle) -> Check:
+    """How near to PyTorch the bundle is, by the report that its builder wrote (``build/parity.py``)."""
+    name = bundle.description.get('parity')
+    if name is None:
+        return Check('bundle', 'parity', 'note', 'was not compared with PyTorch when it was built')
+    try:
+        report = json.loads((bundle.path / name).read_text())
+        failed = [str(stage['stage']) for stage in report['stages'] if not stage['passed']]
+        worst = {}
+        for kind in ('visual tokens', 'logits'):
+            # With a plan there are visual tokens of the graph and of the plan.
+            found = [float(s['worst']) for s in report['stages'] if str(s['stage']).startswith(kind)]
+            if found:
+                worst[kind] = min(found)
+        text = ', '.join(f'{kind} {value:.6f}' for kind, value in worst.items())
+        reference = str(report['reference'])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        return Check('bundle', 'parity', 'note', f'{name} is no parity report ({error!r})', 'build the bundle again')
+    if failed:
+        return Check('bundle', 'parity', 'problem', f'differs in {", ".join(failed)}', 'build the bundle again')
+    return Check('bundle', 'parity', 'ok', f'worst cosine to {reference}: {text}')
+
+
+def _plan(bundle: Bundle) -> Check:
+    """Whether the TensorRT plan fits the TensorRT and the GPU of this machine."""
+    from mobilevlm_ros.runtime.vision.cuda import open_cuda
+    from mobilevlm_ros.runtime.vision.plan_key import PlanKey, check_plan
+    from mobilevlm_ros.runtime.vision.tensorrt import key_here, load_tensorrt
+
+    command = f'mobilevlm plan {bundle.path}'
+    if 'plan_key' not in bundle.vision:
+        return Check('bundle', 'plan', 'problem', 'has no TensorRT plan for this GPU yet', command)
+    key = PlanKey.from_dict(bundle.vision['plan_key'])
+    try:
+        here = key_here(load_tensorrt(), open_cuda().gpu(), bundle.graph_sha256 or key.onnx_sha256, key.precision)
+        check_plan(key, here, rebuild=command)
+    except PlanMismatchError as error:
+        return Check('bundle', 'plan', 'problem', str(error), command)
+    except MobileVLMError as error:
+        return Check('bundle', 'plan', 'problem', f'cannot be used here: {error}')
+    return Check('bundle', 'plan', 'ok', f'TensorRT {key.tensorrt} on {key.gpu}')
 
 
 def print_report(report: Report) -> None:
