@@ -11,7 +11,7 @@ Channels that are always large make all others coarse once they share a scale. T
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobilevlm_ros.build.activations import InputStatistics, input_statistics
+from mobilevlm_ros.build.onnx_file import OnnxFile
+from mobilevlm_ros.build.vision_graph import PATCH_FEATURES
 from mobilevlm_ros.errors import BuildError
 
 __all__ = ['FloatGraph', 'Linear']
@@ -29,6 +31,8 @@ _MIGRATION = 0.5
 _OUTLIER_SHARE = 128
 """One of so many hidden units is an outlier."""
 _BLOCK = re.compile(r'(vision_model\.encoder\.layers\.\d+)\.')
+_EXACT = re.compile(r'vision_model\.encoder\.layers\.0\.|.*\.mb_block\.\d+\.block\.1\.fc[12]\Z')
+"""The first block, whose errors go through all others, and squeeze-excitation, which works on one row."""
 Array = NDArray[np.float32]
 
 
@@ -59,6 +63,11 @@ class Linear:
     def has_bias(self) -> bool:
         """Whether something is added to the product."""
         return len(self.nodes) == 2
+
+    @property
+    def stays_exact(self) -> bool:
+        """Whether it should stay in float32, where this is cheap and rounding is not."""
+        return self.input == PATCH_FEATURES or _EXACT.match(self.name) is not None
 
 
 class FloatGraph:
@@ -184,6 +193,27 @@ class FloatGraph:
             *copies,
             helper.make_node('Add', [large, copies[-1].output[0]], [total], name=f'{total}.sum'),
         ]
+
+    def quantizable(self) -> dict[str, Linear]:
+        """Layers to compute in int8, by the name of their product."""
+        return {linear.nodes[0].output[0]: linear for linear in self.linears.values() if not linear.stays_exact}
+
+    def write(self, out: Path, replace: Mapping[str, Callable[[OnnxFile], None]] | None = None) -> None:
+        """Write the graph as it is now.
+
+        :param replace: names of values, and what appends other nodes in place of the one that makes it.
+        """
+        replace = replace or {}
+        with OnnxFile(out) as file:
+            for node in self.nodes:
+                if node.output[0] in replace:
+                    replace[node.output[0]](file)
+                    continue
+                for name in node.input:
+                    if (value := self.tensor(name)) is not None:
+                        file.tensor(name, value)
+                file.nodes.append(node)
+            file.finish(self.inputs, self.outputs)
 
     def _index(self, node: Any) -> int:
         return next(index for index, other in enumerate(self.nodes) if other is node)

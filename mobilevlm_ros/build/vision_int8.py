@@ -14,8 +14,8 @@ cosine of 0.61 to the exact ones on a CPU with AVX2 (0.985 with weights of 7 bit
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +23,10 @@ from numpy.typing import NDArray
 
 from mobilevlm_ros.build.float_graph import FloatGraph, Linear
 from mobilevlm_ros.build.onnx_file import OnnxFile
-from mobilevlm_ros.build.vision_graph import PATCH_FEATURES
 from mobilevlm_ros.errors import BuildError
 
 __all__ = ['quantize_columns', 'quantize_vision_onnx']
 
-_EXACT = re.compile(r'vision_model\.encoder\.layers\.0\.|.*\.mb_block\.\d+\.block\.1\.fc[12]\Z')
 _CONTRIB = 'com.microsoft'
 _LARGEST = 127
 _SMALLEST = 1e-30
@@ -48,26 +46,14 @@ def quantize_vision_onnx(fp32: Path, out: Path, *, calibration: Sequence[Array])
     graph = FloatGraph(fp32, calibration)
     graph.smooth()
     graph.set_outliers_apart()
-    quantized = {linear.nodes[0].output[0]: linear for linear in graph.linears.values() if not _stays_exact(linear)}
-    replaced = {node.output[0] for linear in quantized.values() for node in linear.nodes}
-    with OnnxFile(out) as file:
-        for node in graph.nodes:
-            if node.output[0] in quantized:
-                _write_linear(file, graph, quantized[node.output[0]])
-            elif node.output[0] not in replaced:
-                for name in node.input:
-                    value = graph.tensor(name)
-                    if value is not None:
-                        file.tensor(name, value)
-                file.nodes.append(node)
-        file.finish(graph.inputs, graph.outputs)
+    replace: dict[str, Callable[[OnnxFile], None]] = {}
+    for linear in graph.quantizable().values():
+        replace |= {node.output[0]: lambda file: None for node in linear.nodes}
+        replace[linear.nodes[0].output[0]] = partial(_write_linear, graph, linear)
+    graph.write(out, replace)
 
 
-def _stays_exact(linear: Linear) -> bool:
-    return linear.input == PATCH_FEATURES or _EXACT.match(linear.name) is not None
-
-
-def _write_linear(file: OnnxFile, graph: FloatGraph, linear: Linear) -> None:
+def _write_linear(graph: FloatGraph, linear: Linear, file: OnnxFile) -> None:
     matrix = graph.values(f'{linear.name}.weight')
     columns, scales = quantize_columns(matrix)
     shift = linear.statistics.mean @ (matrix - columns * scales)
