@@ -24,11 +24,13 @@ class ConsoleReporter:
         self._task: TaskID | None = None
 
     def __enter__(self) -> ConsoleReporter:
-        self._progress.start()
+        if self.console.is_interactive:  # in a file there are lines only
+            self._progress.start()
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self._progress.stop()
+        if self.console.is_interactive:
+            self._progress.stop()
 
     def step(self, text: str) -> None:
         """A line; its bar moves until something is known of it."""

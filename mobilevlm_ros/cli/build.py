@@ -69,16 +69,18 @@ def _build(options: argparse.Namespace) -> int:
 
 def _print_parity(console: Console, bundle: Bundle) -> None:
     """The parity report as a table."""
+    from rich.markup import escape
     from rich.table import Table
 
     from mobilevlm_ros.build.parity import read_report
 
     report = read_report(bundle)
     columns = ('stage', 'metric', 'worst', 'mean', 'scale', 'of', 'limit')
-    table = Table(*columns, title=f'compared with {report.reference}')
+    table = Table(*columns, title=escape(f'compared with {report.reference}'))
     for stage in report.stages:
         scale, limit = ('' if value is None else f'{value:.6g}' for value in (stage.scale, stage.limit))
-        table.add_row(stage.stage, stage.metric, f'{stage.worst:.6f}', f'{stage.mean:.6f}', scale, str(stage.n), limit)
+        numbers = (f'{stage.worst:.6f}', f'{stage.mean:.6f}', scale, str(stage.n), limit)
+        table.add_row(escape(stage.stage), escape(stage.metric), *numbers)
     console.print(table)
 
 

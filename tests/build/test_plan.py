@@ -28,6 +28,7 @@ from mobilevlm_ros.build.parity import PLAN_TOKENS, VISUAL_TOKENS, ParityReport,
 from mobilevlm_ros.build.plan import plan_bundle
 from mobilevlm_ros.build.reference import Reference, ReferenceAnswer, ReferenceImage, write_reference
 from mobilevlm_ros.build.stages import SilentReporter
+from mobilevlm_ros.cli import main
 from mobilevlm_ros.errors import (
     BuildError,
     BundleError,
@@ -220,6 +221,15 @@ def test_progress_is_told_and_timings_are_kept_for_all_bundles(device: Device, t
     assert ['TensorRT plan' in reporter.steps[0], 'PyTorch' in reporter.steps[1]] == [True, True]
     assert reporter.shares[-1] == 1.0
     assert (tmp_path / 'cache' / 'mobilevlm_ros' / 'tensorrt.timing-cache').is_file()
+
+
+def test_the_command_prints_report_and_path(device: Device, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(['plan', str(device.path)]) == 0
+
+    captured = capsys.readouterr()
+    assert captured.out == f'{device.path}\n'
+    assert 'visual tokens of the plan' in captured.err
+    assert '· TensorRT plan' in captured.err
 
 
 # -- again ----------------------------------------------------------------------------------------------------------
