@@ -9,6 +9,7 @@ a cosine of 0.996 against 0.999), and only CPUs with VNNI make it faster.
 from __future__ import annotations
 
 import io
+import os
 import tempfile
 from collections.abc import Sequence
 from contextlib import redirect_stdout
@@ -59,6 +60,8 @@ def write_openvino(onnx: Path, out: Path, precision: str, calibration: Sequence[
 
 
 def _quantized(onnx: Path, rewritten: Path, calibration: Sequence[NDArray[np.float32]]) -> Any:
+    # Without this it tells its makers of every use, and asks nobody.
+    os.environ.setdefault('NNCF_CI', '1')
     try:
         import nncf
         from nncf.quantization.advanced_parameters import (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -80,3 +82,26 @@ def test_a_missing_library_is_named(
 
     with pytest.raises(DependencyError, match=f'pip install {module}'):
         write_openvino(graph, tmp_path / 'vision.xml', precision, IMAGES)
+
+
+@pytest.mark.slow
+def test_nncf_reports_to_nobody(graph: Path, tmp_path: Path) -> None:
+    """In a process of its own, because NNCF keeps quiet by itself where pytest is loaded."""
+    pytest.importorskip('nncf', reason='needs nncf: pip install nncf')
+    np.save(tmp_path / 'image.npy', IMAGES[0])
+    script = (
+        'import numpy, pathlib, sys\n'
+        'from mobilevlm_ros.build.openvino_ir import write_openvino\n'
+        'graph, out, image = map(pathlib.Path, sys.argv[1:])\n'
+        "write_openvino(graph, out, 'int8', [numpy.load(image)])\n"
+        'from nncf.telemetry.wrapper import telemetry\n'
+        'print(type(telemetry).__name__)\n'
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in ('NNCF_CI', 'CI')}
+    arguments = [str(graph), str(tmp_path / 'vision.xml'), str(tmp_path / 'image.npy')]
+
+    done = subprocess.run(
+        [sys.executable, '-c', script, *arguments], capture_output=True, text=True, env=environment, check=True
+    )
+
+    assert done.stdout.split()[-1] == 'MagicMock'
