@@ -167,7 +167,8 @@ class FloatGraph:
     def _split_mlp(self, fc1: Linear, fc2: Linear, apart: NDArray[np.int64]) -> None:
         from onnx import helper
 
-        for name, axis in ((f'{fc1.name}.weight', 1), (f'{fc1.name}.bias', 0), (f'{fc2.name}.weight', 0)):
+        split_axes = {f'{fc1.name}.weight': 1, f'{fc1.name}.bias': 0, f'{fc2.name}.weight': 0}
+        for name, axis in split_axes.items():
             value = self.values(name)
             self._changed[name] = np.delete(value, apart, axis)
             self._changed[_beside(name)] = np.take(value, apart, axis)
@@ -175,9 +176,7 @@ class FloatGraph:
         # The same nodes once more, on values of their own, up to a second product that is added to the first.
         first, last = self._index(fc1.nodes[0]), self._index(fc2.nodes[0])
         nodes = self.nodes[first : last + 1]
-        own = {name for node in nodes for name in node.output} | {
-            name for name in self._changed if _is_of(name, fc1, fc2)
-        }
+        own = {name for node in nodes for name in node.output} | set(split_axes)
         copies = []
         for node in nodes:
             copy = type(node)()
@@ -223,7 +222,3 @@ def _beside(name: str) -> str:
     """The name of a value's or a layer's counterpart among the outliers."""
     stem, dot, part = name.rpartition('.')
     return f'{stem}.outliers.{part}' if dot and part in ('weight', 'bias') else f'{name}.outliers'
-
-
-def _is_of(name: str, *linears: Linear) -> bool:
-    return any(name in (f'{linear.name}.weight', f'{linear.name}.bias') for linear in linears)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,14 @@ def test_tokens_are_near_on_images_it_was_not_measured_with(tmp_path: Path, name
 
     assert worst_cosine(exact, tmp_path / 'int8.onnx', IMAGES[3:]) >= 0.9995
     assert {path.name for path in tmp_path.iterdir()} == {'exact.onnx', 'int8.onnx'}
+
+
+def test_towers_with_the_other_activation_are_split_likewise(tmp_path: Path) -> None:
+    exact = write(tmp_path, tower=dataclasses.replace(TOWER, activation='gelu'))
+
+    quantize_vision_onnx(exact, tmp_path / 'int8.onnx', calibration=IMAGES[:3])
+
+    assert worst_cosine(exact, tmp_path / 'int8.onnx', IMAGES[3:]) >= 0.9995
 
 
 def test_the_error_is_a_small_part_of_plain_rounding(tmp_path: Path) -> None:
