@@ -14,8 +14,10 @@ import psutil
 import pytest
 
 from mobilevlm_ros.build.nano import build_nano
+from mobilevlm_ros.build.parity import read_report
 from mobilevlm_ros.paths import bundle_dir
 from mobilevlm_ros.runtime.assistant import Assistant, Progress
+from mobilevlm_ros.runtime.bundle import open_bundle
 from mobilevlm_ros.runtime.cancel import CancelToken
 from mobilevlm_ros.runtime.loading import load_assistant_from, return_freed_memory, warm_up
 from mobilevlm_ros.runtime.preprocess import preprocess
@@ -47,6 +49,15 @@ def parity() -> Any:
 def fresh(parity: Any, index: int) -> Frame:
     """A frame that was not seen before."""
     return Frame(np.roll(parity['image'], 7 * (index + 1), axis=1))
+
+
+def test_its_own_report_says_so_too(nano: Assistant) -> None:
+    """What building it compared: three other images, every stage, without PyTorch."""
+    stages = {stage.stage: stage for stage in read_report(open_bundle(bundle_dir('nano', 'cpu'))).stages}
+    assert all(stage.passed for stage in stages.values())
+    assert stages['visual tokens'].worst >= 0.99999
+    assert stages['logits'].worst >= 0.999
+    assert stages['image to tokens'].worst >= 0.9
 
 
 def test_visual_tokens_equal_pytorch(nano: Assistant, parity: Any) -> None:
