@@ -80,7 +80,7 @@ def quantize_columns(matrix: Array) -> tuple[NDArray[np.int8], Array]:
     :return: int8 ``[in, out]`` and scales float32 ``[out]``; their product is nearly the matrix.
     """
     even, odd = matrix[: matrix.shape[0] // 2 * 2 : 2], matrix[1::2]
-    of_one_sign = np.where(even * odd > 0, np.abs(even + odd), np.float32(0))
+    of_one_sign = np.where(np.sign(even) == np.sign(odd), np.abs(even + odd), np.float32(0))
     largest = np.maximum(np.abs(matrix).max(axis=0, initial=_SMALLEST), of_one_sign.max(axis=0, initial=_SMALLEST))
     scales = (largest / _LARGEST).astype(np.float32)
     return np.rint(matrix / scales).astype(np.int8), scales
