@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,10 @@ from numpy.typing import NDArray
 
 from mobilevlm_ros.runtime.assistant import Assistant
 from mobilevlm_ros.runtime.loading import load_assistant_from
+
+
+# A shell that runs the tests in the background has them ignore Ctrl-C, which several of them are about.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope='session')

@@ -73,10 +73,8 @@ def test_an_idle_contestant_does_not_spin(tiny_bundle: Path) -> None:
     assert after.user + after.system - before.user - before.system <= 0.05
 
 
-# A shell that starts a test run in the background has it ignore Ctrl-C, and children inherit that.
 PARENT = """
-import signal, sys, time
-signal.signal(signal.SIGINT, signal.default_int_handler)
+import sys, time
 from mobilevlm_ros.bench.process import Contestant
 if __name__ == '__main__':
     child = Contestant('limits', n_threads=1, seconds=60.0)
