@@ -115,16 +115,28 @@ def _onnx_steps(path: Path) -> list[_Step]:
         if math.prod(tensor.dims) > _SMALL:
             for field in ('raw_data', 'float_data', 'int32_data'):
                 tensor.ClearField(field)
+    contributed = _as_plain_products(model.graph)
     graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     for value in (*graph.input, *graph.value_info, *graph.output):
         dims = value.type.tensor_type.shape.dim
         if dims and all(dim.HasField('dim_value') for dim in dims):
             shapes.setdefault(value.name, [dim.dim_value for dim in dims])
     maker = {name: node for node in graph.node for name in node.output}
-    return [step for node in graph.node if (step := _onnx_step(node, shapes, maker)) is not None]
+    return [step for node in graph.node if (step := _onnx_step(node, shapes, maker, contributed)) is not None]
 
 
-def _onnx_step(node: Any, shapes: dict[str, list[int]], maker: dict[str, Any]) -> _Step | None:
+def _as_plain_products(graph: Any) -> set[str]:
+    """Write ONNX Runtime's own int8 products as plain ones, whose shapes can be inferred; returns their outputs."""
+    outputs = set()
+    for node in graph.node:
+        if node.op_type == 'DynamicQuantizeMatMul':
+            node.op_type, node.domain = 'MatMul', ''
+            del node.input[2:]
+            outputs.add(node.output[0])
+    return outputs
+
+
+def _onnx_step(node: Any, shapes: dict[str, list[int]], maker: dict[str, Any], contributed: set[str]) -> _Step | None:
     kind = node.op_type
     if kind == 'Softmax':
         return _Step('softmax')
@@ -134,7 +146,12 @@ def _onnx_step(node: Any, shapes: dict[str, list[int]], maker: dict[str, Any]) -
     left, right, out = (shapes.get(name) for name in (node.input[0], right_name, node.output[0]))
     if left is None or right is None or out is None:
         return None
-    int8 = 'Integer' in kind or 'QLinear' in kind or getattr(maker.get(right_name), 'op_type', '') == 'DequantizeLinear'
+    int8 = (
+        node.output[0] in contributed
+        or 'Integer' in kind
+        or 'QLinear' in kind
+        or getattr(maker.get(right_name), 'op_type', '') == 'DequantizeLinear'
+    )
     if 'Conv' in kind:
         return _convolution_step(right, out, int8)
     transposed = kind == 'Gemm' and any(a.name == 'transA' and a.i for a in node.attribute)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import tiny_models
 from onnx import TensorProto, helper
 
 from mobilevlm_ros.bench.vision_cost import read_vision_cost
+from mobilevlm_ros.build.vision_int8 import quantize_vision_onnx
 from mobilevlm_ros.errors import EngineError
 
 
@@ -131,3 +133,14 @@ def test_what_is_no_graph_is_refused(tmp_path: Path) -> None:
     (tmp_path / 'vision.onnx').write_bytes(b'no graph at all')
     with pytest.raises(EngineError, match=r'vision\.onnx'):
         read_vision_cost(tmp_path / 'vision.onnx')
+
+
+def test_the_int8_engine_of_a_bundle_costs_what_its_graph_costs(tiny_bundle: Path, tmp_path: Path) -> None:
+    pixels = [np.random.default_rng(seed).normal(size=(1, 3, 32, 32)).astype(np.float32) for seed in range(3)]
+    quantize_vision_onnx(tiny_bundle / 'vision.onnx', tmp_path / 'int8.onnx', calibration=pixels)
+    cost, before = (read_vision_cost(path) for path in (tmp_path / 'int8.onnx', tiny_bundle / 'vision.onnx'))
+    assert cost is not None
+    assert before is not None
+    # Some hidden units are computed apart, in float32.
+    assert cost.tower_flops == pytest.approx(before.tower_flops, rel=0.05)
+    assert cost.projector_flops == pytest.approx(before.projector_flops, rel=0.05)
