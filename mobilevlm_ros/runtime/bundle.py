@@ -190,6 +190,16 @@ class Bundle:
         """Size of all files."""
         return sum(entry['bytes'] for entry in self.description['files'].values())
 
+    @property
+    def loaded_bytes(self) -> int:
+        """Size of the files that are loaded: not of records, nor of the graph beside a plan."""
+        vision = self.vision['file']
+        loaded = {vision, f'{vision}.data', Path(vision).with_suffix('.bin').name, *self._language_files()}
+        return sum(entry['bytes'] for name, entry in self.description['files'].items() if name in loaded)
+
+    def _language_files(self) -> list[str]:
+        return [self.language[key] for key in ('file', 'adapter') if key in self.language]
+
     def preprocess_spec(self) -> PreprocessSpec:
         """How the model wants its images."""
         vision = self.vision
@@ -303,5 +313,9 @@ def write_description(path: Path, description: dict[str, Any]) -> None:
     """
     _Validator(_SCHEMA).validate(description)
     temporary = path / f'.{DESCRIPTION}.partial'
-    temporary.write_text(json.dumps(description, indent=2, sort_keys=True) + '\n')
-    temporary.replace(path / DESCRIPTION)
+    try:
+        temporary.write_text(json.dumps(description, indent=2, sort_keys=True) + '\n')
+        temporary.replace(path / DESCRIPTION)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise

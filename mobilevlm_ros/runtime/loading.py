@@ -88,9 +88,9 @@ def load_assistant(
 def check_memory(bundle: Bundle) -> None:
     """Refuse before loading rather than make the robot swap.
 
-    :raise EngineError: if the free memory is smaller than the bundle's files and some working memory.
+    :raise EngineError: if the free memory is smaller than the files that are loaded and some working memory.
     """
-    needed = bundle.size_bytes + _WORKING_MEMORY_BYTES
+    needed = bundle.loaded_bytes + _WORKING_MEMORY_BYTES
     available = psutil.virtual_memory().available
     if needed > available:
         raise EngineError(

@@ -401,3 +401,12 @@ def test_any_value_anywhere_opens_or_is_a_bundle_error(
         bundle.language_options()
         bundle.template()
         assert max(bundle.preprocess_spec().pad_rgb) <= 255
+
+
+def test_files_that_are_not_loaded_take_no_memory(tiny_bundle: Path) -> None:
+    bundle = open_bundle(tiny_bundle)
+    loaded = bundle.loaded_bytes
+    bundle.description['files'] |= {name: {'bytes': 1 << 40} for name in ('mmproj.gguf', 'reference.npz')}
+
+    assert bundle.loaded_bytes == loaded == bundle.vision_path.stat().st_size + bundle.language_path.stat().st_size
+    assert bundle.size_bytes > 1 << 40
