@@ -141,7 +141,7 @@ def test_every_interface_is_generated() -> None:
 def test_requirements_are_pinned(path: Path) -> None:
     pin = re.compile(r"[A-Za-z0-9._-]+==[^\s;*]+( --hash=sha256:[0-9a-f]{64})?(; python_version (<|>=) '3\.\d+')?")
     for line in path.read_text(encoding='utf-8').splitlines():
-        if line and not line.startswith(('#', '-c ')):
+        if line and not line.startswith(('#', '-c ', '-r ')):
             assert pin.fullmatch(line), f'{path.name}: {line!r} is no exact pin'
 
 
@@ -152,7 +152,7 @@ def test_pins_agree_with_the_lock() -> None:
                 for line in lines if '==' in line}  # fmt: skip
 
     lock = pins('lock.txt')
-    for name in ('ros.txt', 'runtime.txt', 'build.txt', 'dev.txt'):
+    for name in ('ros.txt', 'runtime.txt', 'build.txt', 'convert.txt', 'openvino.txt', 'dev.txt', 'dev-alone.txt'):
         assert pins(name) <= lock, f'{name} has pins that lock.txt has not'
 
 
