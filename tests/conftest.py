@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from mobilevlm_ros.runtime.assistant import Assistant
 from mobilevlm_ros.runtime.loading import load_assistant_from
 
-
 # A shell that runs the tests in the background has them ignore Ctrl-C, which several of them are about.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
