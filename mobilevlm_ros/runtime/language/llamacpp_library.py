@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobilevlm_ros.errors import AnswerFormatError, DependencyError
+from mobilevlm_ros.runtime.language import prefill_kernel
 
 __all__ = [
     'TESTED_VERSION',
@@ -44,18 +45,28 @@ _MOST_FORCED_BYTES = 4096
 _NEEDED = ('llama_set_adapters_lora', 'llama_state_seq_set_data', 'llama_memory_seq_rm', 'llama_vocab_eot')
 
 
-@lru_cache(maxsize=1)
-def load_library() -> Any:
+def load_library(*, own_kernel: bool = True) -> Any:
     """The module ``llama_cpp.llama_cpp``, with its log sent to Python's logging.
 
+    :param own_kernel: False: from now on prompts go through llama.cpp's own product (``prefill_kernel``), for
+        comparisons.
     :raise DependencyError: if llama-cpp-python is missing, does not load, or lacks functions that are used here.
     """
+    lib = _loaded()
+    if not own_kernel:
+        prefill_kernel.leave()
+    return lib
+
+
+@lru_cache(maxsize=1)
+def _loaded() -> Any:
     # How long OpenMP's threads spin at a barrier before they sleep. By default practically for ever: with one other
     # busy process on two cores, a prompt of 64 tokens then took up to 3.5 s instead of 0.4 s, and a robot is never
     # without busy neighbours. Sleeping at once costs a prompt of 11 tokens 0.3 s instead of 0.09 s. A thousand turns
     # give nearly the best of both (0.75 s and 0.09 s). Read once, when OpenMP is loaded.
     if 'OMP_WAIT_POLICY' not in os.environ:
         os.environ.setdefault('GOMP_SPINCOUNT', '1000')
+    prefill_kernel.preload()
     try:
         import llama_cpp
         import llama_cpp.llama_cpp as lib
@@ -74,6 +85,7 @@ def load_library() -> Any:
         _logger.warning('llama-cpp-python %s found, %s was tested', llama_cpp.__version__, TESTED_VERSION)
     lib.llama_log_set(_native_log_callback(lib), None)
     lib.llama_backend_init()
+    prefill_kernel.choose()
     return lib
 
 
