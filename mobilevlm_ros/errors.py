@@ -27,6 +27,7 @@ __all__ = [
     'DependencyError',
     'DeviceMemoryError',
     'DiskSpaceError',
+    'DivergedError',
     'EngineError',
     'FetchError',
     'InterruptedAnswerError',
@@ -38,6 +39,7 @@ __all__ = [
     'QuestionTooLongError',
     'SettingsError',
     'StaleFrameError',
+    'TrainingError',
     'UnknownCameraError',
 ]
 
@@ -93,6 +95,17 @@ class FetchError(CheckpointError):
 
 class ParityError(BuildError):
     """A bundle was built, but its engines compute something else than the model that it was built from."""
+
+
+# -- training -----------------------------------------------------------------------------------------------------
+
+
+class TrainingError(MobileVLMError):
+    """A training run cannot start, go on or be resumed."""
+
+
+class DivergedError(TrainingError):
+    """The loss is no number any more."""
 
 
 # -- bundles ------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ MAY_IMPORT = {
     'runtime': {'ground', 'runtime'},
     'node': {'ground', 'runtime', 'node'},
     'model': {'ground', 'runtime', 'model'},
-    'train': {'ground', 'runtime', 'model', 'train'},
+    'train': {'ground', 'runtime', 'model', 'build', 'train'},
     'build': {'ground', 'runtime', 'model', 'build'},
     'evaluate': {'ground', 'runtime', 'evaluate'},
     'bench': {'ground', 'runtime', 'model', 'build', 'bench'},
@@ -41,7 +41,7 @@ OWNERS = {
     'huggingface_hub': ('model/hub.py',),
 }
 # These make up whole rooms, which may name them at the top of a module.
-TRAINING = {'torch', 'transformers', 'safetensors', 'torchvision', 'peft', 'datasets', 'sentencepiece'}
+TRAINING = {'torch', 'transformers', 'safetensors', 'torchvision', 'peft', 'accelerate', 'datasets', 'sentencepiece'}
 TRAINING_ROOMS = {'model', 'train'}
 
 
