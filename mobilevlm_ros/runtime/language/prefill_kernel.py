@@ -17,7 +17,6 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ['LLAMA_CPP', 'OURS', 'SWITCH', 'Choice', 'PrefillKernel', 'choice', 'choose', 'leave', 'preload']
+__all__ = [
+    'ACTIVATIONS',
+    'LLAMA_CPP',
+    'OURS',
+    'SWITCH',
+    'WEIGHTS',
+    'Choice',
+    'PrefillKernel',
+    'choice',
+    'choose',
+    'kernel',
+    'leave',
+    'preload',
+    'product_s',
+]
 
 OURS, LLAMA_CPP = 'mobilevlm_ros', 'llama.cpp'
 SWITCH = 'MOBILEVLM_PREFILL_KERNEL'
@@ -38,9 +51,9 @@ _ALIKE = 1e-5
 _GAIN = 1.1
 _logger = logging.getLogger(__name__)
 
-_WEIGHTS = np.dtype([('d', np.float16, 8), ('qs', np.uint8, 128)])
+WEIGHTS = np.dtype([('d', np.float16, 8), ('qs', np.uint8, 128)])
 """``block_q4_0x8`` of llama.cpp's repack.h."""
-_ACTIVATIONS = np.dtype([('d', np.float16, 4), ('qs', np.int8, 128)])
+ACTIVATIONS = np.dtype([('d', np.float16, 4), ('qs', np.int8, 128)])
 """``block_q8_0x4`` of llama.cpp's repack.h."""
 
 
@@ -100,39 +113,33 @@ class PrefillKernel:
         """
         n, rows, columns = 1024, 32, 64
         generator = np.random.default_rng(0)
-        weights = np.zeros((columns // 8, n // 32), dtype=_WEIGHTS)
+        weights = np.zeros((columns // 8, n // 32), dtype=WEIGHTS)
         weights['d'] = generator.normal(size=weights['d'].shape)
         weights['qs'] = generator.integers(0, 256, weights['qs'].shape)
-        activations = np.zeros((rows // 4, n // 32), dtype=_ACTIVATIONS)
+        activations = np.zeros((rows // 4, n // 32), dtype=ACTIVATIONS)
         activations['d'] = generator.random(activations['d'].shape)
         activations['qs'] = generator.integers(-127, 128, activations['qs'].shape)
         results: list[NDArray[np.float32]] = []
         best_s: list[float] = []
         for function in (self.ours, self.theirs):
-            result = np.zeros((rows, columns), dtype=np.float32)
-            call = _bound(function, n, result, weights, activations)
-            best_s.append(min(_seconds(call) for _ in range(7)))
-            results.append(result)
+            results.append(np.zeros((rows, columns), dtype=np.float32))
+            best_s.append(min(product_s(function, results[-1], weights, activations) for _ in range(7)))
         difference = float(np.abs(results[0] - results[1]).max() / np.abs(results[1]).max())
         return difference, best_s[1] / best_s[0]
 
 
-def _bound(
-    function: Any, n: int, result: NDArray[np.float32], weights: NDArray[Any], activations: NDArray[Any]
-) -> Callable[[], None]:
-    rows, columns = result.shape
+def product_s(function: Any, result: NDArray[np.float32], weights: NDArray[Any], activations: NDArray[Any]) -> float:
+    """Multiply ``activations [rows / 4, blocks]`` by ``weights [columns / 8, blocks]`` into ``result [rows, columns]``.
+
+    :param function: one of the two products; ``result`` may be wider than what it computes.
+    :return: how long it took, in seconds.
+    """
+    n_blocks = weights.shape[1]
     pointers = [ctypes.c_void_p(array.ctypes.data) for array in (result, weights, activations)]
-    arguments = (n, pointers[0], ctypes.c_size_t(columns), *pointers[1:], rows, columns)
-
-    def call() -> None:
-        function(*arguments)
-
-    return call
-
-
-def _seconds(call: Callable[[], None]) -> float:
+    stride = ctypes.c_size_t(result.strides[0] // result.itemsize)
+    rows, columns = 4 * len(activations), 8 * len(weights)
     started_s = time.perf_counter()
-    call()
+    function(32 * n_blocks, pointers[0], stride, pointers[1], pointers[2], rows, columns)
     return time.perf_counter() - started_s
 
 
@@ -145,22 +152,26 @@ def choice() -> Choice:
     return _choice
 
 
-def preload() -> PrefillKernel | None:
-    """Load the compiled library; to be called before llama.cpp is loaded. None, with a reason, where it cannot be."""
+def kernel() -> PrefillKernel | None:
+    """The compiled library, if it is loaded."""
+    return _kernel
+
+
+def preload() -> None:
+    """Load the compiled library, where there is one for this machine; to be called before llama.cpp is loaded."""
     global _kernel, _choice
     path, reason = _compiled()
     if path is None:
         _choice = Choice(LLAMA_CPP, reason)
-        return None
+        return
     try:
         _kernel = PrefillKernel(path)
     except (OSError, AttributeError) as error:
         _choice = Choice(LLAMA_CPP, f'{path.name} cannot be used ({error})')
-    return _kernel
 
 
 def choose() -> Choice:
-    """Compare both, once llama.cpp is loaded, and use the faster one from now on; nothing happens without ``preload``."""
+    """Compare both, once llama.cpp is loaded, and use the faster from now on; without ``preload`` nothing happens."""
     global _choice
     if _kernel is None:
         return _choice
