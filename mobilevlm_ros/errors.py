@@ -24,6 +24,9 @@ __all__ = [
     'CheckpointKindError',
     'CheckpointMissingError',
     'CheckpointShapeError',
+    'DatasetError',
+    'DatasetMissingError',
+    'DatasetSyntaxError',
     'DependencyError',
     'DeviceMemoryError',
     'DiskSpaceError',
@@ -37,6 +40,7 @@ __all__ = [
     'ParityError',
     'PlanMismatchError',
     'QuestionTooLongError',
+    'RecordError',
     'SettingsError',
     'StaleFrameError',
     'TrainingError',
@@ -106,6 +110,27 @@ class TrainingError(MobileVLMError):
 
 class DivergedError(TrainingError):
     """The loss is no number any more."""
+
+
+class DatasetError(TrainingError):
+    """Training data cannot be used as it is."""
+
+
+class DatasetMissingError(DatasetError):
+    """A file of training data, or the folder of its images, is not there."""
+
+
+class DatasetSyntaxError(DatasetError):
+    """A file of training data is no JSON from some place on, so that what follows cannot be read."""
+
+
+class RecordError(DatasetError):
+    """One record cannot be trained on; ``kind`` is the short name of what is wrong, which reports count by."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(f'{kind}: {message}')
+        self.kind = kind
+        self.detail = message
 
 
 # -- bundles ------------------------------------------------------------------------------------------------------
