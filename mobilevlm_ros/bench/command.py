@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-__all__ = ['PARTS', 'RIVALS', 'add_arguments', 'run']
+__all__ = ['PARTS', 'RIVALS', 'TURNS', 'add_arguments', 'run']
 
 PARTS = ('figures', 'table5', 'table6')
 RIVALS = ('llamacpp', 'mtmd', 'pytorch')
+TURNS = ('start', 'new', 'known', 'vision', 'closed', 'eight', 'prefill', 'decode')
+"""What figures and comparisons are made of: the first question after the start, a new frame, a known frame, the vision
+engine, yes/no and choice, eight yes/no questions on a frame, a prompt of tokens, and decoding."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,12 +39,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action='append',
         help='measure this only; may be given again; default: everything, or nothing but --against if that is given',
     )
+    add(
+        '--only',
+        choices=TURNS,
+        action='append',
+        help='of figures and --against: this only; may be given again; default: everything',
+    )
     add('--against', choices=RIVALS, action='append', default=[], help='compare, turn by turn; may be given again')
     add('--mmproj', metavar='FILE', type=Path, help='for --against mtmd: vision tower and projector in GGUF')
     add('--checkpoint', metavar='DIR', type=Path, help='for --against pytorch: the model in the published layout')
     add('--torch-dtype', choices=('float32', 'bfloat16'), default='float32', help='for --against pytorch')
     add('--threads', metavar='N', type=_positive, default=0, help='of every contestant; default: all cores')
-    add('--runs', metavar='N', type=_positive, default=0, help='of each series, besides warming up; default: 5')
+    add(
+        '--runs',
+        metavar='N',
+        type=_positive,
+        default=0,
+        help="of each series, besides warming up; default: 5, of the paper's tables 3",
+    )
     add('--tokens', metavar='N', type=_positive, default=0, help='in a decoding run; default: 64')
     add('--wait', metavar='S', type=float, default=10.0, help='longest wait for a quiet machine each time; default: 10')
     add('--quick', action='store_true', help='seconds instead of minutes: few runs, short answers, rough ceilings')

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -83,19 +83,29 @@ class Report:
     def figures(self, figures: BundleFigures) -> None:
         """The series with their shares of the bounds, and memory."""
         table = _grid(f'Figures of {figures.description["model_id"]}')
-        for column in ('', 'median', 'p90', 'best', 'n', 'bound', 'share of bound'):
+        for column in ('', 'median', '95 % interval', 'p90', 'best', 'n', 'bound', 'share of bound'):
             table.add_column(column, justify='left' if not column else 'right')
         for series in figures.series.values():
             bound = None if series.bound_s is None else series.as_record()['bound']
             table.add_row(
                 _marked(series.name, series.busy),
-                *(_value(series, value) for value in (series.median, series.p90, series.best)),
+                _value(series, series.median),
+                _range(series, *series.interval),
+                *(_value(series, value) for value in (series.p90, series.best)),
                 str(len(series.seconds)),
                 '–' if bound is None else _value(series, bound),
                 '–' if series.share is None else f'{series.share:.0%}',
             )
         self._console.print(table)
+        for name, ratio in figures.ratios.items():
+            self._console.print(
+                f'{name}: {ratio.value:.2f} times as fast as one after the other '
+                f'(95 % interval {ratio.low:.2f} to {ratio.high:.2f})',
+                highlight=False,
+            )
+        self._kept(figures.series.values())
         described, memory = figures.description, figures.memory
+        self._kernels({'ours': described['kernel']}, described['quantization'])
         self._console.print(
             f'load {described["load_s"]:.2f} s, and {described["check_s"]:.2f} s to check the hashes of its files '
             f'({_mib(described["files_bytes"])}); peak memory {_mib(described["memory_loaded"]["peak"])} loaded, '
@@ -164,8 +174,14 @@ class Report:
             'their own totals.',
         )
 
-    def comparisons(self, comparisons: Sequence[Comparison]) -> None:
-        """Ours against others, with ratios."""
+    def comparisons(
+        self, comparisons: Sequence[Comparison], kernels: Mapping[str, dict[str, Any] | None], quantization: str
+    ) -> None:
+        """Ours against others, with ratios.
+
+        :param kernels: by contestant; None: it does not run llama.cpp.
+        :param quantization: of the language model.
+        """
         table = _grid('Against others, turn by turn in the same run')
         for column in ('', 'against', 'ours', 'theirs', 'ratio', '95 % interval', 'n'):
             table.add_column(column, justify='right' if column in ('ours', 'theirs', 'ratio', 'n') else 'left')
@@ -185,7 +201,25 @@ class Report:
             'them. mtmd computes a wrong graph for MobileVLM: its speed is compared, not its answers.',
             highlight=False,
         )
+        self._kept([one.ours for one in comparisons])
+        self._kernels(kernels, quantization)
         self._busy(any(one.ours.busy or one.theirs.busy for one in comparisons))
+
+    def _kept(self, series: Iterable[Series]) -> None:
+        """What was kept from earlier questions and not computed, in positions of the prompt."""
+        kept = {one.name: f'{one.name} {one.n_reused} of {one.n_prompt}' for one in series if one.n_prompt}
+        if kept:
+            self._console.print(
+                f'Positions of the prompt that we keep from earlier questions: {"; ".join(kept.values())}. A running '
+                'node keeps the prompt up to the image; a first question after the start finds nothing.',
+                highlight=False,
+            )
+
+    def _kernels(self, kernels: Mapping[str, dict[str, Any] | None], quantization: str) -> None:
+        """What prompts go through, where it matters."""
+        if quantization == 'Q4_0':
+            named = [f"{who} {one['kernel']}'s ({one['reason']})" for who, one in kernels.items() if one]
+            self._console.print(f'Products of prompts with Q4_0 weights: {"; ".join(named)}.', highlight=False)
 
     def _after_protocol(self, rows: Sequence[Measured], n_tokens: int, caveat: str) -> None:
         self._console.print(caveat, highlight=False)
@@ -226,7 +260,12 @@ def _marked(name: str, busy: bool) -> str:
 def _value(series: Series, value: float) -> str:
     if series.amount:
         return f'{value:,.1f} tok/s'
-    return f'{value:.2f} s' if value >= 1 else f'{1e3 * value:.1f} ms'
+    # One unit for all values of a series.
+    return f'{value:.2f} s' if series.median >= 1 else f'{1e3 * value:.1f} ms'
+
+
+def _range(series: Series, low: float, high: float) -> str:
+    return f'{_value(series, low).split()[0]} to {_value(series, high)}'
 
 
 def _mib(n_bytes: int) -> str:

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.status import Status
 
 from mobilevlm_ros.bench.card import PROMPT_TOKENS, CostCard, measure_ceilings
-from mobilevlm_ros.bench.command import PARTS
+from mobilevlm_ros.bench.command import PARTS, TURNS
 from mobilevlm_ros.bench.figures import CAMERA_SIZE, PROMPT_TEXT, measure_bundle
 from mobilevlm_ros.bench.language_cost import LanguageCost
 from mobilevlm_ros.bench.machine import describe_machine, git_describe, usable_cores, versions
@@ -28,7 +28,7 @@ from mobilevlm_ros.bench.protocols import Measured, complete, see, see_language_
 from mobilevlm_ros.bench.quiet import QuietMachine
 from mobilevlm_ros.bench.report import Report
 from mobilevlm_ros.bench.scenes import QUESTION, SECOND_QUESTION
-from mobilevlm_ros.bench.versus import Comparison, compare
+from mobilevlm_ros.bench.versus import METRICS, TURN_OF, Comparison, compare
 from mobilevlm_ros.bench.vision_cost import VisionCost
 from mobilevlm_ros.errors import SettingsError
 from mobilevlm_ros.paths import bundle_dir
@@ -36,7 +36,7 @@ from mobilevlm_ros.runtime.bundle import Bundle, open_bundle
 
 __all__ = ['SCHEMA_VERSION', 'run_benchmark']
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _NARROWEST = 130
 """Columns of the tables where the output is no terminal."""
 
@@ -64,7 +64,7 @@ class _Plan:
             n_decoded=options.tokens or (8 if quick else 64),
             table5_tokens=16 if quick else TABLE5_TOKENS,
             table6_tokens=16 if quick else TABLE6_TOKENS,
-            protocol_runs=1 if quick else 3,
+            protocol_runs=options.runs or (1 if quick else 3),
             ceiling_s=0.05 if quick else 2.0,
             ceiling_bytes=(64 if quick else 256) << 20,
         )
@@ -83,7 +83,7 @@ class _Results:
 
 def run_benchmark(options: argparse.Namespace) -> int:
     """Do all that the arguments ask for; see ``bench.command``."""
-    parts = set(options.part or (() if options.against else PARTS))
+    parts = set(options.part or _default_parts(options))
     bundles = [open_bundle(path) for path in _bundle_paths(options)]
     _check(options, bundles, parts)
     # The record goes to standard output alone when it is asked for there.
@@ -91,7 +91,13 @@ def run_benchmark(options: argparse.Namespace) -> int:
     if not console.is_terminal:
         console = Console(stderr=options.json == '-', width=max(_NARROWEST, console.width))
     plan = _Plan.of(options)
-    settings = {**plan.__dict__, 'quick': options.quick, 'wait_s': options.wait, 'torch_dtype': options.torch_dtype}
+    settings = {
+        **plan.__dict__,
+        'only': list(options.only or TURNS),
+        'quick': options.quick,
+        'wait_s': options.wait,
+        'torch_dtype': options.torch_dtype,
+    }
     machine, libraries = describe_machine(), versions()
     results = _Results()
     report = Report(console)
@@ -112,6 +118,12 @@ def run_benchmark(options: argparse.Namespace) -> int:
     return 0
 
 
+def _default_parts(options: argparse.Namespace) -> tuple[str, ...]:
+    if options.against:
+        return ()
+    return ('figures',) if options.only else PARTS
+
+
 def _bundle_paths(options: argparse.Namespace) -> list[Path]:
     if options.bundles or options.gguf:
         return list(options.bundles)
@@ -128,6 +140,12 @@ def _check(options: argparse.Namespace, bundles: list[Bundle], parts: set[str]) 
         name, value = needed.get(rival, ('', Path()))
         if value is None:
             raise SettingsError(f'--against {rival} needs {name}')
+        metrics = {metric: TURN_OF[metric] for metric in METRICS[rival]}
+        if options.only and not set(metrics.values()) & set(options.only):
+            raise SettingsError(
+                f'--against {rival} compares {", ".join(metrics)}; --only leaves none of them: '
+                f'give --only {" or ".join(metrics.values())}'
+            )
     if options.against and not bundles:
         raise SettingsError('--against compares bundles: name one, or leave out --gguf')
     for path in (*options.gguf, options.mmproj, options.checkpoint):
@@ -154,6 +172,7 @@ class _Runner:
         self._options = options
         self._plan = plan
         self._parts = parts
+        self._only = frozenset(options.only or TURNS)
         self._report = report
         self._status = status
         self._results = results
@@ -178,6 +197,7 @@ class _Runner:
                     self._machine,
                     n_runs=self._plan.n_runs,
                     n_decoded=self._plan.n_decoded,
+                    only=self._only,
                     on_step=self._say,
                 )
                 entry.update(figures.as_record())
@@ -263,12 +283,14 @@ class _Runner:
                 tokens=engine.call('tokens', text=PROMPT_TEXT * 40)[:PROMPT_TOKENS],
                 n_runs=self._plan.n_runs,
                 n_decoded=self._plan.n_decoded,
+                only=self._only,
                 on_step=self._say,
             )
+            kernels = {one.kind: one.call('describe').get('kernel') for one in (engine, *rivals.values())}
             memory = {rival: contestant.memory() for rival, contestant in rivals.items()}
-        self._results.bundles[-1]['rivals_memory'] = memory
+        self._results.bundles[-1].update(rivals_memory=memory, kernels=kernels)
         self._results.comparisons += [(bundle.model_id, one) for one in comparisons]
-        self._report.comparisons(comparisons)
+        self._report.comparisons(comparisons, kernels, bundle.language['quantization'])
 
     def _rival_arguments(self, rival: str, engine: Contestant, bundle: Bundle) -> dict[str, Any]:
         height, width = CAMERA_SIZE

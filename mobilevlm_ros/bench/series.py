@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 __all__ = ['BUSY_CORES', 'Ratio', 'Series', 'ratio_of_medians']
 
@@ -27,6 +28,8 @@ class Series:
     :ivar amount: units of work in a run (tokens); 0 if the seconds themselves are the figure.
     :ivar bound_s: what a run would take at the limits of the machine; None if no limit is known.
     :ivar foreign_cores: load of other programs meanwhile, in cores.
+    :ivar n_prompt: positions of the prompt of a question; 0 if it is not about one.
+    :ivar n_reused: how many of them were kept from earlier questions, and not computed.
     """
 
     name: str
@@ -34,6 +37,8 @@ class Series:
     amount: float = 0.0
     bound_s: float | None = None
     foreign_cores: float = 0.0
+    n_prompt: int = 0
+    n_reused: int = 0
 
     def __post_init__(self) -> None:
         """:raise ValueError: if there is no measurement, or one that no clock shows."""
@@ -49,6 +54,13 @@ class Series:
     def median(self) -> float:
         """The figure."""
         return self._shown(float(np.median(self.seconds)))
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Where 95 of 100 resampled medians lie, from the lower figure to the higher."""
+        fast_s, slow_s = np.percentile(_medians(self.seconds, np.random.default_rng(0)), (2.5, 97.5))
+        low, high = sorted((self._shown(float(fast_s)), self._shown(float(slow_s))))
+        return low, high
 
     @property
     def p90(self) -> float:
@@ -76,16 +88,21 @@ class Series:
 
     def as_record(self) -> dict[str, Any]:
         """For the JSON line."""
+        low, high = self.interval
+        positions = {'prompt_tokens': self.n_prompt, 'reused_tokens': self.n_reused} if self.n_prompt else {}
         return {
             'unit': self.unit,
             'n': len(self.seconds),
             'median': self.median,
+            'low': low,
+            'high': high,
             'p90': self.p90,
             'best': self.best,
             'bound': None if self.bound_s is None else self._shown(self.bound_s),
             'share': self.share,
             'foreign_cores': round(self.foreign_cores, 2),
             'busy': self.busy,
+            **positions,
             'seconds': [round(one, 6) for one in self.seconds],
         }
 
@@ -110,10 +127,12 @@ def ratio_of_medians(theirs_s: Sequence[float], ours_s: Sequence[float]) -> Rati
     range from the least to the greatest ratio that single runs could give.
     """
     random = np.random.default_rng(0)
-
-    def medians(seconds: Sequence[float]) -> Any:
-        values = np.asarray(seconds, dtype=np.float64)
-        return np.median(values[random.integers(0, len(values), (_RESAMPLES, len(values)))], axis=1)
-
-    low, high = np.percentile(medians(theirs_s) / medians(ours_s), (2.5, 97.5))
+    low, high = np.percentile(_medians(theirs_s, random) / _medians(ours_s, random), (2.5, 97.5))
     return Ratio(float(np.median(theirs_s) / np.median(ours_s)), float(low), float(high))
+
+
+def _medians(seconds: Sequence[float], random: np.random.Generator) -> NDArray[np.float64]:
+    """Medians of as many values drawn with replacement, ``[_RESAMPLES]``."""
+    values = np.asarray(seconds, dtype=np.float64)
+    drawn = values[random.integers(0, len(values), (_RESAMPLES, len(values)))]
+    return np.asarray(np.median(drawn, axis=1), dtype=np.float64)

@@ -68,6 +68,21 @@ def test_a_second_question_on_a_frame_is_known_and_a_new_frame_is_not(ours: Cont
     assert cold['total_s'] >= cold['vision_s']
 
 
+def test_a_first_question_after_the_start_finds_nothing_and_the_next_one_the_prompt(ours: Contestant) -> None:
+    first = ours.call('first_question', index=20, question=QUESTION)
+    second = ours.call('first_token', index=21, question=QUESTION)
+    assert first['reused_tokens'] == 0
+    assert first['vision_s'] > 0
+    assert second['reused_tokens'] == len(ours.call('prompt_parts', question=QUESTION)[0])
+
+
+def test_the_prompt_is_held_again_after_other_work(ours: Contestant) -> None:
+    ours.call('decode', tokens=ours.call('tokens', text='the table is red'), n_tokens=2)
+    n_held = ours.call('hold_prompt')
+    assert n_held == len(ours.call('prompt_parts', question=QUESTION)[0])
+    assert ours.call('first_token', index=22, question=QUESTION)['reused_tokens'] == n_held
+
+
 def test_closed_questions_are_answered(ours: Contestant) -> None:
     for arguments in ({'format_name': 'YES_NO'}, {'format_name': 'CHOICE', 'choices': CHOICES}):
         assert ours.call('ask', index=1, question='Which?', **arguments)['total_s'] > 0
@@ -124,6 +139,7 @@ def test_llama_cpps_own_loop_runs(ours: Contestant, tiny_bundle: Path) -> None:
     with Contestant('llamacpp', gguf=str(tiny_bundle / 'language.gguf'), n_threads=1) as loop:
         assert loop.call('prefill', tokens=tokens) > 0
         assert loop.call('decode', tokens=tokens, n_tokens=4) > 0
+        assert loop.call('describe')['kernel']['kernel'] == 'llama.cpp'
         with pytest.raises(EngineError, match='llama_decode failed'):
             loop.call('prefill', tokens=[10**6])
 
@@ -136,6 +152,7 @@ def test_mtmd_sees_the_same_prompt(ours: Contestant, tiny_bundle: Path, mmproj: 
         pytest.skip(str(error))
     before, after, _ = ours.call('prompt_parts', question=QUESTION)
     with contestant:
+        assert contestant.call('describe')['kernel']['kernel'] == 'llama.cpp'
         first = contestant.call('first_token', index=1, question=QUESTION)
     # Its 144 visual tokens, and our text but for the spaces that tokenizers add at the beginning of a stretch.
     assert abs(first['prompt_tokens'] - (len(before) + 144 + len(after))) <= 2

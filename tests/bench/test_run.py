@@ -27,7 +27,9 @@ from mobilevlm_ros.errors import BundleMissingError, SettingsError
 NUMBER = {'type': 'number'}
 SERIES = {
     'type': 'object',
-    'required': ['unit', 'n', 'median', 'p90', 'best', 'bound', 'share', 'foreign_cores', 'busy', 'seconds'],
+    'required': [
+        *('unit', 'n', 'median', 'low', 'high', 'p90', 'best', 'bound', 'share', 'foreign_cores', 'busy', 'seconds'),
+    ],
     'properties': {
         'unit': {'enum': ['s', 'tok/s']},
         'n': {'type': 'integer', 'minimum': 1},
@@ -46,14 +48,14 @@ RECORD = {
     'required': ['benchmark', 'schema', 'time', 'machine', 'versions', 'git', 'settings', 'bundles', 'against'],
     'properties': {
         'benchmark': {'const': 'engine'},
-        'schema': {'const': 1},
+        'schema': {'const': 2},
         'machine': {'type': 'object', 'required': ['cpu', 'flags', 'cores', 'memory_gib']},
         'versions': {'type': 'object', 'required': ['python', 'llama-cpp-python', 'onnxruntime']},
         'bundles': {
             'type': 'array',
             'items': {
                 'type': 'object',
-                'required': ['model_id', 'cost_card', 'figures', 'memory', 'load_s'],
+                'required': ['model_id', 'cost_card', 'figures', 'ratios', 'memory', 'load_s', 'kernel', 'kernels'],
                 'properties': {
                     'cost_card': {'type': 'object', 'required': ['language', 'vision', 'ceilings', 'bounds']},
                     'figures': {'type': 'object', 'additionalProperties': SERIES},
@@ -107,12 +109,54 @@ def test_the_record_is_one_line_of_the_promised_form(finished: tuple[str, dict[s
 def test_every_stage_and_question_has_its_figure(finished: tuple[str, dict[str, Any]]) -> None:
     (bundle,) = finished[1]['bundles']
     assert set(bundle['figures']) == {
-        *('preprocess', 'vision engine', 'prefill', 'decode'),
+        *('preprocess', 'vision engine', 'prefill', 'decode', 'first token, first question after start'),
         *(f'{what}, {frame} frame' for what in ('first token', 'yes/no', 'choice') for frame in ('new', 'known')),
         *('eight yes/no questions, one after the other', 'eight yes/no questions, one batch'),
     }
     unbound = [name for name, series in bundle['figures'].items() if series['share'] is None]
     assert unbound == ['preprocess']
+
+
+def test_a_batch_of_questions_is_compared_with_one_after_the_other(finished: tuple[str, dict[str, Any]]) -> None:
+    (bundle,) = finished[1]['bundles']
+    ratio = bundle['ratios']['eight yes/no questions, one batch']
+    together, in_turn = (
+        bundle['figures'][f'eight yes/no questions, {way}'] for way in ('one batch', 'one after the other')
+    )
+    assert ratio['ratio'] == pytest.approx(in_turn['median'] / together['median'])
+    assert ratio['low'] <= ratio['ratio'] <= ratio['high']
+    assert 'one batch: ' in finished[0]
+
+
+def test_what_was_kept_is_said(finished: tuple[str, dict[str, Any]]) -> None:
+    (bundle,) = finished[1]['bundles']
+    start, new, known = (
+        bundle['figures'][f'first token, {which}']
+        for which in ('first question after start', 'new frame', 'known frame')
+    )
+    assert start['reused_tokens'] == 0
+    assert 0 < new['reused_tokens'] < known['reused_tokens'] < known['prompt_tokens']
+    said = f'first token, new frame {new["reused_tokens"]} of {new["prompt_tokens"]}'
+    assert said in ' '.join(finished[0].split())
+
+
+def test_everybodys_kernel_is_said(finished: tuple[str, dict[str, Any]]) -> None:
+    (bundle,) = finished[1]['bundles']
+    assert bundle['kernels']['ours'] == bundle['kernel']
+    assert bundle['kernels']['llamacpp']['kernel'] == 'llama.cpp'
+
+
+def test_only_some_turns(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    only = [word for turn in ('vision', 'eight', 'decode') for word in ('--only', turn)]
+    assert run(options(tiny_bundle, '--quick', '--wait', 0, *only, '--runs', 3, '--json', '-')) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert list(record['bundles'][0]['figures']) == [
+        *('preprocess', 'vision engine'),
+        *('eight yes/no questions, one after the other', 'eight yes/no questions, one batch'),
+        'decode',
+    ]
+    assert {one['n'] for one in record['bundles'][0]['figures'].values()} == {3}
+    assert record['table5'] == []
 
 
 def test_both_protocols_have_a_row_for_each_model(finished: tuple[str, dict[str, Any]]) -> None:
@@ -170,6 +214,7 @@ def test_a_record_on_standard_output_stands_alone(tiny_bundle: Path, capsys: pyt
         (('--against', 'mtmd', '--mmproj', '/nowhere/m.gguf'), '/nowhere/m.gguf does not exist'),
         (('--gguf', '/nowhere/l.gguf'), '/nowhere/l.gguf does not exist'),
         (('--json', '/nowhere/figures.jsonl'), 'the folder of --json'),
+        (('--against', 'llamacpp', '--only', 'new'), 'give --only prefill or decode'),
     ],
 )
 def test_what_would_fail_after_minutes_is_refused_at_once(
@@ -220,7 +265,7 @@ def test_an_interrupted_run_leaves_no_process(tiny_bundle: Path, tmp_path: Path)
     assert not record.exists()
 
 
-@pytest.mark.parametrize('arguments', [('--threads', '0'), ('--runs', '-1'), ('--part', 'all')])
+@pytest.mark.parametrize('arguments', [('--threads', '0'), ('--runs', '-1'), ('--part', 'all'), ('--only', 'all')])
 def test_arguments_out_of_range_are_refused(arguments: tuple[str, str]) -> None:
     with pytest.raises(SystemExit):
         options(*arguments)

@@ -57,3 +57,19 @@ def test_the_interval_of_a_ratio_lies_within_the_ratios_of_single_runs(theirs: l
 def test_equal_runs_have_a_certain_ratio() -> None:
     ratio = ratio_of_medians([6.0] * 3, [2.0] * 3)
     assert (ratio.value, ratio.low, ratio.high) == (3.0, 3.0, 3.0)
+
+
+@given(SECONDS, st.sampled_from([0.0, 10.0]))
+def test_the_interval_of_a_median_lies_within_the_runs_and_around_the_median(
+    seconds: list[float], amount: float
+) -> None:
+    series = Series('x', tuple(seconds), amount)
+    low, high = series.interval
+    ends = sorted(amount / one if amount else one for one in (min(seconds), max(seconds)))
+    assert ends[0] * (1 - 1e-9) <= low <= series.median * (1 + 1e-9)
+    assert series.median * (1 - 1e-9) <= high <= ends[1] * (1 + 1e-9)
+
+
+def test_positions_are_recorded_of_questions_only() -> None:
+    assert Series('x', (1.0,), n_prompt=9, n_reused=4).as_record()['reused_tokens'] == 4
+    assert 'reused_tokens' not in Series('x', (1.0,)).as_record()

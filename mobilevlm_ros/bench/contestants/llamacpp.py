@@ -1,7 +1,7 @@
 """llama.cpp's own loop on a GGUF file: batches of tokens, ``llama_decode``, its greedy sampler, nothing around them.
 
-Called through ctypes, which costs some microseconds a token. Flash attention, batch sizes and everything else are
-llama.cpp's defaults; threads and context are those of the other contestants.
+Called through ctypes, which costs some microseconds a token. Flash attention, batch sizes, matrix products and
+everything else are llama.cpp's own; threads and context are those of the other contestants.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from typing import Any
 
 from mobilevlm_ros.errors import EngineError
 from mobilevlm_ros.runtime.language.llamacpp_library import last_log_lines, load_library
+from mobilevlm_ros.runtime.language.prefill_kernel import choice
 
 __all__ = ['LlamaCppLoop']
 
@@ -33,7 +35,7 @@ class LlamaCppLoop:
         # The same library settings as our engine's, a short spin of OpenMP's threads among them: on quiet cores it
         # costs nothing, and with a busy neighbour it spares this contestant, too, the collapse that waiting would be.
         self.lib: Any
-        self.lib = lib = load_library()
+        self.lib = lib = load_library(own_kernel=False)
         with ExitStack() as stack:
             self.model = lib.llama_model_load_from_file(os.fsencode(gguf), lib.llama_model_default_params())
             if not self.model:
@@ -62,8 +64,8 @@ class LlamaCppLoop:
             raise EngineError(f'llama.cpp could not apply the adapter {path} ({last_log_lines()})')
 
     def describe(self) -> dict[str, Any]:
-        """How long it took to load."""
-        return {'load_s': self._load_s}
+        """How long it took to load, and what its prompts go through."""
+        return {'load_s': self._load_s, 'kernel': asdict(choice())}
 
     def prefill(self, tokens: Sequence[int]) -> float:
         """See the package."""

@@ -114,7 +114,7 @@ class MtmdPath(LlamaCppLoop):
 
 
 def _load_mtmd() -> Any:
-    lib = load_library()
+    lib = load_library(own_kernel=False)
     try:
         from llama_cpp import mtmd_cpp
     except (ImportError, OSError, RuntimeError) as error:

@@ -20,6 +20,7 @@ from mobilevlm_ros.runtime.bundle import open_bundle
 from mobilevlm_ros.runtime.cancel import CancelToken
 from mobilevlm_ros.runtime.language import EmbeddingSegment, LanguageEngine, LanguageOptions, Segment, TokenSegment
 from mobilevlm_ros.runtime.language.llamacpp import LlamaCppEngine
+from mobilevlm_ros.runtime.language.prefill_kernel import choice
 from mobilevlm_ros.runtime.loading import load_assistant
 from mobilevlm_ros.types import Answer, AnswerFormat, Frame, Question
 
@@ -95,6 +96,7 @@ class OurEngine(_Language):
             'vision': f'{vision["backend"]} {vision["precision"]}',
             'quantization': self._bundle.language['quantization'],
             'language': self.language.description,
+            'kernel': asdict(choice()),
             'image_size': vision['image_size'],
             'n_visual_tokens': vision['n_tokens'],
             'files_bytes': self._bundle.size_bytes,
@@ -112,6 +114,18 @@ class OurEngine(_Language):
     def first_token(self, index: int, question: str) -> dict[str, float]:
         """See the package; a frame asked about before is known, any other is cold."""
         return self.ask(index, question)
+
+    def first_question(self, index: int, question: str) -> dict[str, float]:
+        """As ``first_token``, with nothing kept from earlier questions: the first one after the start."""
+        self._assistant.forget()
+        return self.ask(index, question)
+
+    def hold_prompt(self) -> int:
+        """Hold the prompt up to the image, as after any earlier question; returns its positions."""
+        before = self._bundle.template().tokens_before(self.language)
+        if before:
+            self.language.prefill([TokenSegment(tuple(before))], CancelToken(), want_logits=False)
+        return len(before)
 
     def ask(
         self, index: int, question: str, format_name: str = 'TEXT', choices: Sequence[str] = ()
@@ -134,9 +148,9 @@ class OurEngine(_Language):
         started_s = time.perf_counter()
         answers = assistant.ask_many(asked, frame) if together else [assistant.ask(one, frame) for one in asked]
         total_s = time.perf_counter() - started_s
-        for answer in answers:
-            self._measured(answer)
-        return {'total_s': total_s, 'texts': [answer.text for answer in answers]}
+        timings = [self._measured(answer) for answer in answers]
+        positions = {name: timings[0][name] for name in ('prompt_tokens', 'reused_tokens')}
+        return {'total_s': total_s, 'texts': [answer.text for answer in answers], **positions}
 
     def answer(self, index: int, side: int, question: str, n_tokens: int) -> dict[str, float]:
         """The paper's Table 6: a new frame of ``side`` pixels a side, a question, and ``n_tokens`` of answer."""
@@ -166,7 +180,7 @@ class OurLanguageEngine(_Language):
 
     def describe(self) -> dict[str, Any]:
         """What it is, and how long it took to get it."""
-        return {'language': self.language.description, 'load_s': self._load_s}
+        return {'language': self.language.description, 'kernel': asdict(choice()), 'load_s': self._load_s}
 
     def answer(self, index: int, before: str, after: str, n_visual_tokens: int, n_tokens: int) -> dict[str, float]:
         """The paper's Table 6 less its vision engine: random rows stand for the visual tokens."""
