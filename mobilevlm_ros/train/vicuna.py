@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from mobilevlm_ros.errors import SettingsError
 from mobilevlm_ros.runtime.prompt import V1_SYSTEM
-from mobilevlm_ros.train.dialogue import IGNORED, Encoded, Turn, encode_around_images, mark_first
+from mobilevlm_ros.train.dialogue import IGNORED, IMAGE, Encoded, Turn, encode_around_images, mark_first
 from mobilevlm_ros.train.tokens import Tokenizer
 
 __all__ = ['encode_v1']
@@ -47,7 +47,8 @@ def encode_v1(turns: Sequence[Turn], tokenizer: Tokenizer, max_tokens: int) -> E
         counted += len(encode_around_images(part, tokenizer))
     labels[counted:] = [IGNORED] * len(labels[counted:])
 
-    n_tokens = sum(token != tokenizer.pad_id for token in ids)
+    # As published, a dialogue without an image is cut before its tokens are counted, one with an image afterwards.
+    n_tokens = sum(token != tokenizer.pad_id for token in (ids if IMAGE in ids else ids[:max_tokens]))
     if counted < max_tokens and counted != n_tokens:
         reason = f'its rounds count {counted} tokens, but it has {n_tokens}'
         return Encoded(ids, [IGNORED] * len(ids), reason).cut(max_tokens)
