@@ -23,6 +23,7 @@ from mobilevlm_ros.errors import BadImageError, DatasetError, RecordError, Setti
 from mobilevlm_ros.runtime.images import read_image
 from mobilevlm_ros.runtime.preprocess import PreprocessSpec, preprocess
 from mobilevlm_ros.train.dialogue import IGNORED, IMAGE
+from mobilevlm_ros.train.problems import printable
 from mobilevlm_ros.train.records import OnBad, Record
 from mobilevlm_ros.train.templates import encode_dialogue
 from mobilevlm_ros.train.tokens import Tokenizer
@@ -116,7 +117,7 @@ class DialogueDataset(Dataset[dict[str, Tensor]]):
                 raise DatasetError(
                     f'record {record.id} ({record.place}) cannot be trained on: {error}. Mend it, or set on_bad to skip'
                 ) from error
-            _log.warning('record %s (%s) is left out: %s', record.id, record.place, error)
+            _log.warning('record %s (%s) is left out: %s', record.id, record.place, printable(str(error)))
             return {
                 'input_ids': torch.tensor([self.tokenizer.bos_id]),
                 'labels': torch.tensor([IGNORED]),
@@ -124,6 +125,8 @@ class DialogueDataset(Dataset[dict[str, Tensor]]):
 
     def _item(self, record: Record) -> dict[str, Tensor]:
         encoded = encode_dialogue(record.turns, self._template, self.tokenizer, self._max_tokens, system=self._system)
+        if encoded.masked:
+            _log.warning('record %s (%s) is not trained on: %s', record.id, record.place, encoded.masked)
         item = {'input_ids': torch.tensor(encoded.input_ids), 'labels': torch.tensor(encoded.labels)}
         if record.image is not None and self._read_image is not None and IMAGE in encoded.input_ids:
             item[self._read_image.kind] = self._read_image(record.image)

@@ -7,7 +7,7 @@ Source: mobilevlm/constants.py, mobilevlm/utils.py (``tokenizer_image_token``), 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from mobilevlm_ros.errors import RecordError
@@ -54,11 +54,13 @@ class Encoded:
 
     :ivar labels: ``IGNORED``, or equal to the id.
     :ivar masked: why the published rules train on nothing of it; empty if they do.
+    :ivar n_cut: tokens that were left out at the end.
     """
 
     input_ids: list[int]
     labels: list[int]
-    masked: str = field(default='')
+    masked: str = ''
+    n_cut: int = 0
 
     def add(self, ids: Sequence[int], *, trained: bool) -> None:
         """Append tokens."""
@@ -71,7 +73,8 @@ class Encoded:
         masked = self.masked
         if not masked and all(label == IGNORED for label in labels):
             masked = f'no token of an answer is among the first {max_tokens} of {len(self.labels)}'
-        return Encoded(self.input_ids[:max_tokens], labels, masked)
+        n_cut = max(0, len(self.labels) - max_tokens)
+        return Encoded(self.input_ids[:max_tokens], labels, masked, n_cut)
 
     @property
     def n_trained(self) -> int:

@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-__all__ = ['Example', 'Problem', 'Problems']
+__all__ = ['Example', 'Problem', 'Problems', 'printable']
 
 MAX_EXAMPLES = 5
+_MAX_SHOWN = 240
+
+
+def printable(text: str) -> str:
+    """A text out of the data, safe to show: without control characters and half characters, and not too long."""
+    shown = text if len(text) <= _MAX_SHOWN else f'{text[:_MAX_SHOWN]}…'
+    return ''.join(
+        sign if sign.isprintable() else sign.encode('unicode_escape', 'backslashreplace').decode() for sign in shown
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +32,7 @@ class Example:
     detail: str
 
     def __str__(self) -> str:
-        return f'{self.record} ({self.place}): {self.detail}'
+        return printable(f'{self.record} ({self.place}): {self.detail}')
 
 
 @dataclass(slots=True)

@@ -19,7 +19,7 @@ from typing import Any, Literal, cast, overload
 from mobilevlm_ros.errors import DatasetError, DatasetMissingError, RecordError
 from mobilevlm_ros.train.dialogue import IMAGE_MARK, Turn, alternating
 from mobilevlm_ros.train.json_stream import read_entries
-from mobilevlm_ros.train.problems import Example, Problems
+from mobilevlm_ros.train.problems import Example, Problems, printable
 
 __all__ = ['OnBad', 'Record', 'Records', 'iter_records', 'read_records', 'refusal']
 
@@ -116,7 +116,7 @@ def iter_records(path: Path, images: Path | None, problems: Problems) -> Iterato
 def _name(value: object, number: int) -> str:
     found = value.get('id') if isinstance(value, dict) else None
     if isinstance(found, str | int) and not isinstance(found, bool) and str(found):
-        return str(found)[:_MAX_NAME].encode('utf-8', 'backslashreplace').decode()
+        return printable(str(found)[:_MAX_NAME])
     return f'#{number}'
 
 
@@ -184,8 +184,8 @@ def _shown(value: object) -> str:
     if value is None:
         return 'nothing'
     if isinstance(value, str):
-        return repr(value[:_MAX_NAME].encode('utf-8', 'backslashreplace').decode())
-    return f'{value!r} ' if isinstance(value, bool | int | float) else type(value).__name__
+        return repr(printable(value[:_MAX_NAME]))
+    return str(value) if isinstance(value, bool | float) else type(value).__name__
 
 
 class _ImageFolder:
