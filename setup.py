@@ -40,14 +40,15 @@ def shared_files():
 
 
 def compiled():
-    """Name what is compiled: a faster product for x86-64 CPUs. Optional: llama.cpp's own does without a compiler."""
+    """Name what is compiled: faster products for x86-64 CPUs. Optional: llama.cpp's own do without a compiler."""
     if platform.machine() not in ('x86_64', 'AMD64'):
         return []
     folder = PACKAGE + '/runtime/language/'
     return [
         Extension(
-            PACKAGE + '.runtime.language._q4_gemm',
-            [folder + 'q4_gemm.c'],
+            PACKAGE + '.runtime.language._q4_kernel',
+            [folder + name for name in ('q4_gemm.c', 'q4_gemv.c', 'q4_names.c')],
+            depends=[folder + 'q4_formats.h'],
             extra_compile_args=['-std=c11', '-O3', '-mavx2', '-mfma', '-mf16c'],
             optional=True,
         )

@@ -70,7 +70,7 @@ def examine(bundle: Path, *, graph_s: float) -> Report:
     """
     report = Report()
     report.checks += [_machine(), _memory()]
-    kernel = _prefill_kernel()  # before llama.cpp is loaded in any other way
+    kernel = _q4_kernel()  # before llama.cpp is loaded in any other way
     opened, found = _bundle(bundle)
     backend = opened.vision['backend'] if opened else _DEFAULT_BACKEND
     report.checks += [_library(*row) for row in _LIBRARIES]
@@ -114,17 +114,17 @@ def _library(module: str, distribution: str, needed: bool, advice: str) -> Check
     return Check('library', module, 'ok', version)
 
 
-def _prefill_kernel() -> Check:
-    """Which product prompts go through; llama.cpp's own is right, too, but slower on some CPUs."""
-    from mobilevlm_ros.runtime.language import prefill_kernel
+def _q4_kernel() -> Check:
+    """Which products of 4-bit weights are used; llama.cpp's own are right, too, but slower on some CPUs."""
+    from mobilevlm_ros.runtime.language import q4_kernel
     from mobilevlm_ros.runtime.language.llamacpp_library import load_library
 
     try:
         load_library()
     except MobileVLMError as error:
-        return Check('library', 'prefill kernel', 'note', str(error))
-    found = prefill_kernel.choice()
-    return Check('library', 'prefill kernel', 'ok', f"{found.kernel}'s for Q4_0 weights: {found.reason}")
+        return Check('library', '4-bit kernel', 'note', str(error))
+    found = q4_kernel.choice()
+    return Check('library', '4-bit kernel', 'ok', f"{found.kernel}'s: {found.reason}")
 
 
 def _bundle(path: Path) -> tuple[Bundle | None, Check]:

@@ -29,7 +29,6 @@ LOG = VENV / 'setup.log'
 REQUIREMENTS = ROOT / 'requirements'
 NEEDED_BYTES = 3 << 30
 DATA = ('launch', 'config', 'engines', 'models')
-COMPILED = ('mobilevlm_ros/runtime/language/q4_gemm.c',)
 
 Work = Callable[[Step], None]
 
@@ -214,7 +213,8 @@ def set_up(with_dev: bool, force: bool) -> None:
         lambda step: messages.install(ROOT / 'mobilevlm_msgs', ROOT / 'build' / 'msgs', VENV, step, LOG),
         chained=False,
     )
-    described = [ROOT / name for name in ('setup.py', 'setup.cfg', 'package.xml', *COMPILED)]
+    described = [ROOT / name for name in ('setup.py', 'setup.cfg', 'package.xml')]
+    described += (ROOT / 'mobilevlm_ros').rglob('*.[ch]')
     described += [*REQUIREMENTS.glob('*.txt'), Path(__file__)]
     plan.step('package', 'mobilevlm_ros itself, editable', fingerprint(ROOT, described), install_package, chained=False)
     if with_dev:

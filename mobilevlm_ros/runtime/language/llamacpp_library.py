@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobilevlm_ros.errors import AnswerFormatError, DependencyError
-from mobilevlm_ros.runtime.language import prefill_kernel
+from mobilevlm_ros.runtime.language import q4_kernel
 
 __all__ = [
     'TESTED_VERSION',
@@ -48,13 +48,12 @@ _NEEDED = ('llama_set_adapters_lora', 'llama_state_seq_set_data', 'llama_memory_
 def load_library(*, own_kernel: bool = True) -> Any:
     """The module ``llama_cpp.llama_cpp``, with its log sent to Python's logging.
 
-    :param own_kernel: False: from now on prompts go through llama.cpp's own product (``prefill_kernel``), for
-        comparisons.
+    :param own_kernel: False: from now on llama.cpp's own products do all the work (``q4_kernel``), for comparisons.
     :raise DependencyError: if llama-cpp-python is missing, does not load, or lacks functions that are used here.
     """
     lib = _loaded()
     if not own_kernel:
-        prefill_kernel.leave()
+        q4_kernel.leave()
     return lib
 
 
@@ -66,7 +65,7 @@ def _loaded() -> Any:
     # give nearly the best of both (0.75 s and 0.09 s). Read once, when OpenMP is loaded.
     if 'OMP_WAIT_POLICY' not in os.environ:
         os.environ.setdefault('GOMP_SPINCOUNT', '1000')
-    prefill_kernel.preload()
+    q4_kernel.preload()
     try:
         import llama_cpp
         import llama_cpp.llama_cpp as lib
@@ -85,7 +84,7 @@ def _loaded() -> Any:
         _logger.warning('llama-cpp-python %s found, %s was tested', llama_cpp.__version__, TESTED_VERSION)
     lib.llama_log_set(_native_log_callback(lib), None)
     lib.llama_backend_init()
-    prefill_kernel.choose()
+    q4_kernel.choose()
     return lib
 
 

@@ -1,9 +1,7 @@
 /* Prompts through 4-bit weights, for x86-64 CPUs with AVX2: llama.cpp's Q4_0 matrix product, in less time.
  *
- * Takes the place of llama.cpp's ggml_gemm_q4_0_8x8_q8_0 (ggml/src/ggml-cpu/arch/x86/repack.cpp), whose arguments and
- * memory layouts it shares: prefill_kernel.py loads this library first, so that the dynamic linker finds the function
- * here, and keeps llama.cpp's own at hand. The results are the same to the bit: the same integers, scaled and added in
- * the same order.
+ * Computes what ggml_gemm_q4_0_8x8_q8_0 does (ggml/src/ggml-cpu/arch/x86/repack.cpp), to the bit: the same integers,
+ * scaled and added in the same order.
  *
  * What llama.cpp spends five instructions on (two of them to move signs about, because vpmaddubsw multiplies unsigned
  * by signed bytes), this spends two on: vpmaddubsw and a 16-bit addition.
@@ -15,25 +13,12 @@
  * Tiles of 4 rows by 16 columns keep the sums of a block in eight registers. A panel of activations is copied to where
  * it lies without gaps and stays in the second-level cache; weights are unpacked once for all of its rows.
  */
-#include <immintrin.h>
-#include <stddef.h>
-#include <stdint.h>
 #include <string.h>
 
-#define QK 32          /* inputs that share a scale, in both formats */
-#define GROUP 8        /* columns (outputs) that one vector holds */
+#include "q4_formats.h"
+
 #define PANEL_ROWS 192 /* tokens of a panel; a multiple of 4 */
 #define PANEL_BLOCKS 32
-
-typedef struct {
-    uint16_t d[GROUP]; /* binary16 */
-    uint8_t qs[128];   /* eight bytes of each column, twice: low nibbles inputs 0-15, high 16-31; two's complement */
-} weights_8;
-
-typedef struct {
-    uint16_t d[4];  /* binary16 */
-    int8_t qs[128]; /* eight bytes of each row, four times */
-} activations_4;
 
 typedef struct {
     uint8_t q[PANEL_BLOCKS][PANEL_ROWS / 4][128]; /* activations_4.qs + 128 */
@@ -49,14 +34,6 @@ typedef struct {
 } columns;
 
 static _Thread_local panel thread_panel;
-
-typedef void gemm(int n, float *s, size_t bs, const void *vx, const void *vy, int nr, int nc);
-static gemm *elsewhere;
-unsigned mobilevlm_gemm_q4_0_calls; /* how often llama.cpp called; threads may lose counts */
-
-static inline __m256 in_order(__m256 v) {
-    return _mm256_permutevar8x32_ps(v, _mm256_setr_epi32(0, 1, 4, 5, 2, 3, 6, 7));
-}
 
 static void fill_panel(panel *p, const activations_4 *a, int n_blocks, int blocks, int rows) {
     const __m256i to_unsigned = _mm256_set1_epi8((char)128);
@@ -200,13 +177,4 @@ void mobilevlm_gemm_q4_0(int n, float *s, size_t bs, const void *vx, const void 
             }
         }
     }
-}
-
-/* Whose product is used from now on: that of `function`, or, if it is null, ours. Not while one is running. */
-void mobilevlm_gemm_q4_0_use(gemm *function) { elsewhere = function; }
-
-/* The name that llama.cpp calls. */
-void ggml_gemm_q4_0_8x8_q8_0(int n, float *s, size_t bs, const void *vx, const void *vy, int nr, int nc) {
-    __atomic_store_n(&mobilevlm_gemm_q4_0_calls, __atomic_load_n(&mobilevlm_gemm_q4_0_calls, __ATOMIC_RELAXED) + 1, __ATOMIC_RELAXED);
-    (elsewhere ? elsewhere : mobilevlm_gemm_q4_0)(n, s, bs, vx, vy, nr, nc);
 }
