@@ -174,7 +174,7 @@ class LoraConfig(_Section):
     """
 
     rank: Positive = 128
-    alpha: Annotated[float, Field(gt=0.0)] = 256.0
+    alpha: Positive = 256
     dropout: Share = 0.05
     bits: Literal[4, 8] = 4
 
