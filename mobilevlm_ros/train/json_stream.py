@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ MAX_CHARACTERS = 1 << 22
 """Longest value that is read; a dialogue that fills a context of 2048 tokens has some 10,000."""
 _BLOCK_BYTES = 1 << 18
 _SPACE = ' \t\r\n'
+_NO_UTF_8 = re.compile('[\udc80-\udcff]')
+"""What the decoder makes of bytes that are no UTF-8; in JSON's own escapes these are plain letters and digits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,7 @@ class Entry:
     """One value of the file, or why it is none.
 
     :ivar line: where it starts, counted from 1.
-    :ivar error: for JSON lines: what is wrong with this line; empty if nothing is.
+    :ivar error: what is wrong with this value alone, so that the next can be read; empty if nothing is.
     """
 
     line: int
@@ -40,7 +43,7 @@ def read_entries(path: Path) -> Iterator[Entry]:
     """The values of the array, or of the lines if the file does not start with ``[``.
 
     :raise DatasetMissingError: if there is no such file.
-    :raise DatasetSyntaxError: if an array is broken off or malformed, or a text is no UTF-8: at the place of the
+    :raise DatasetSyntaxError: if the file is empty, or an array is broken off or malformed: with the place of the
         mistake, after the values before it.
     :raise DatasetError: if the file cannot be read.
     """
@@ -105,13 +108,12 @@ class _Text:
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self._path, self._file = path, file
-        self._decoder = codecs.getincrementaldecoder('utf-8-sig')()
+        self._decoder = codecs.getincrementaldecoder('utf-8-sig')('surrogateescape')
         self._json = json.JSONDecoder()
         self._buffer = ''
         self._at = 0
         self._line = 1  # of self._buffer[self._at]
         self._column = 1
-        self._n_decoded = 0  # bytes
         self._ended = False
 
     def fail(self, message: str, offset: int = 0) -> NoReturn:
@@ -121,8 +123,8 @@ class _Text:
 
     def peek(self) -> str:
         """The next character; empty at the end of the file."""
-        if self._at == len(self._buffer):
-            self._more()
+        while self._at == len(self._buffer) and self._more():
+            pass
         return self._buffer[self._at : self._at + 1]
 
     def take(self, expected: str) -> str:
@@ -153,8 +155,10 @@ class _Text:
                 mistake = str(error)
             # A number may go on in the next block.
             if 0 <= end < len(self._buffer) or (end > 0 and self._ended):
+                bad_byte = _NO_UTF_8.search(self._buffer, self._at, end)
+                error_text = f'no UTF-8 {bad_byte.start() - self._at} characters into it' if bad_byte else ''
                 self._advance(end - self._at)
-                return Entry(line, value)
+                return Entry(line, None if bad_byte else value, error_text)
             if len(self._buffer) - self._at > MAX_CHARACTERS:
                 self.fail(mistake if mistake else f'a record of more than {MAX_CHARACTERS} characters', offset)
             if not self._more() and end < 0:
@@ -177,14 +181,6 @@ class _Text:
             return False
         raw = self._file.read(max(_BLOCK_BYTES, len(self._buffer) - self._at))
         self._ended = not raw
-        try:
-            fetched = self._decoder.decode(raw, final=self._ended)
-        except UnicodeDecodeError as error:
-            raise DatasetSyntaxError(
-                f'{self._path} is no UTF-8 at byte {self._n_decoded + error.start + 1}: {error.reason}; '
-                'save it as UTF-8'
-            ) from error
-        self._n_decoded = self._file.tell() - len(self._decoder.getstate()[0])
-        self._buffer = self._buffer[self._at :] + fetched
+        self._buffer = self._buffer[self._at :] + self._decoder.decode(raw, final=self._ended)
         self._at = 0
         return not self._ended
