@@ -61,6 +61,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--wait', metavar='S', type=float, default=10.0, help='longest wait for a quiet machine each time; default: 10')
     add('--quick', action='store_true', help='seconds instead of minutes: few runs, short answers, rough ceilings')
     add('--json', metavar='FILE', help='append the record as one line to FILE; - prints it')
+    shapes = parser.add_argument_group(
+        "the paper's tables for shapes",
+        'models with random weights, made for the occasion; what --json FILE has is kept',
+    )
+    add = shapes.add_argument
+    add('--shapes', metavar='NAME', nargs='*', help="models by their manifests; default: all of the paper's tables")
+    add('--quantization', metavar='Q', action='append', default=[], help="default: the paper's Q8_0 and Q4_K_S")
+    add('--tokenizer', metavar='FILE', type=Path, help='tokenizer.model, tokenizer.json or GGUF; default: made up')
+    add('--work', metavar='DIR', type=Path, help='where a model is while it is measured; default: the temporary folder')
+    add('--minutes', metavar='N', type=float, default=0.0, help='begin nothing that would end later; default: no limit')
 
 
 def run(options: argparse.Namespace) -> int:
@@ -68,6 +78,10 @@ def run(options: argparse.Namespace) -> int:
 
     :raise MobileVLMError: if something that was asked for cannot be measured.
     """
+    if options.shapes is not None:
+        from mobilevlm_ros.bench.shape_run import run_shapes
+
+        return run_shapes(options)
     from mobilevlm_ros.bench.run import run_benchmark
 
     return run_benchmark(options)

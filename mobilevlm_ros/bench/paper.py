@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mobilevlm_ros.bench.language_cost import LanguageCost
+from mobilevlm_ros.model.config import LanguageConfig
 
 __all__ = [
     'TABLE5',
@@ -43,7 +44,7 @@ _SHAPES = {
 }
 
 
-def model_of(cost: LanguageCost) -> str:
+def model_of(cost: LanguageCost | LanguageConfig) -> str:
     """The paper's name for a language model of these sizes; empty if it has none."""
     return _SHAPES.get((cost.n_layers, cost.n_embd, cost.n_ff), '')
 

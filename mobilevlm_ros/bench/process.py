@@ -30,6 +30,7 @@ KINDS = {
     'ours': ('mobilevlm_ros.bench.contestants.ours', 'OurEngine'),
     'language': ('mobilevlm_ros.bench.contestants.ours', 'OurLanguageEngine'),
     'pytorch': ('mobilevlm_ros.bench.contestants.pytorch', 'PyTorchModel'),
+    'random models': ('mobilevlm_ros.bench.random_model', 'RandomModels'),
     'shapes': ('mobilevlm_ros.bench.shapes', 'Shapes'),
 }
 """Module and class of each kind of child."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from mobilevlm_ros.errors import EngineError
 from mobilevlm_ros.runtime.language.llamacpp_library import last_log_lines, load_library
-from mobilevlm_ros.runtime.language.prefill_kernel import choice
+from mobilevlm_ros.runtime.language.q4_kernel import choice
 
 __all__ = ['LlamaCppLoop']
 

@@ -20,7 +20,7 @@ from mobilevlm_ros.runtime.bundle import open_bundle
 from mobilevlm_ros.runtime.cancel import CancelToken
 from mobilevlm_ros.runtime.language import EmbeddingSegment, LanguageEngine, LanguageOptions, Segment, TokenSegment
 from mobilevlm_ros.runtime.language.llamacpp import LlamaCppEngine
-from mobilevlm_ros.runtime.language.prefill_kernel import choice
+from mobilevlm_ros.runtime.language.q4_kernel import choice
 from mobilevlm_ros.runtime.loading import load_assistant
 from mobilevlm_ros.types import Answer, AnswerFormat, Frame, Question
 
