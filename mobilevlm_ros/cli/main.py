@@ -15,6 +15,7 @@ from mobilevlm_ros.cli.arguments import Commands
 from mobilevlm_ros.cli.ask import add_ask
 from mobilevlm_ros.cli.build import add_build
 from mobilevlm_ros.cli.checks import add_checks
+from mobilevlm_ros.cli.train import add_train
 from mobilevlm_ros.errors import MobileVLMError
 
 __all__ = ['build_parser', 'main']
@@ -22,8 +23,8 @@ __all__ = ['build_parser', 'main']
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    options = build_parser().parse_args(arguments)
     try:
+        options = build_parser().parse_args(arguments)
         code: int = options.run(options)
     except MobileVLMError as error:
         print(f'mobilevlm: {error}', file=sys.stderr)
@@ -44,5 +45,6 @@ def build_parser() -> argparse.ArgumentParser:
     commands = Commands(parser)
     add_ask(commands)
     add_build(commands)
+    add_train(commands)
     add_checks(commands)
     return parser

@@ -1,0 +1,115 @@
+"""``mobilevlm train ...``: the stages of training, and what belongs to them.
+
+Robots have none of the libraries that training needs, so a command declares its arguments when it is called.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from mobilevlm_ros.cli.arguments import Commands
+from mobilevlm_ros.errors import DependencyError, SettingsError
+
+__all__ = ['add_train']
+
+STAGES = {
+    'llm-pretrain': 'Train a language model from raw text, packed by `mobilevlm train tokenise`.',
+    'sft': 'Teach a language model to answer, from dialogues without images.',
+    'align': 'Train the projector, so that the language model sees; with a second rate the language model, too.',
+    'instruct': 'Train projector and language model on dialogues about images.',
+    'lora': 'Train adapters of the language model, and the projector.',
+    'qlora': 'The same, with the frozen language model in 4 or 8 bits.',
+}
+
+Declare = Callable[[argparse.ArgumentParser], None]
+
+
+def add_train(commands: Commands) -> None:
+    """Add the commands."""
+    parser = commands.add('train', _nothing, 'Train: from raw text to a model that answers.')
+    subparsers: Any = parser.add_subparsers(metavar='COMMAND', required=True, parser_class=_LateParser)
+
+    def add(name: str, summary: str, declare: Declare) -> None:
+        subparsers.add_parser(name, help=summary, description=summary, declare=declare)
+
+    for stage, summary in STAGES.items():
+        add(stage, summary, _stage(stage))
+    add('merge', 'Put an adapter into the weights of its base.', _merge)
+    add('check', 'Look at dialogues before training on them.', _check)
+    add('tokenise', 'Turn raw text into shards for llm-pretrain.', _tokenise)
+
+
+class _LateParser(argparse.ArgumentParser):
+    """Declares its arguments when it is asked to parse some.
+
+    :param declare: adds them, and the default ``run``; may import what it likes.
+    """
+
+    def __init__(self, *arguments: Any, declare: Declare, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._declare: Declare | None = declare
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As in the base class."""
+        if self._declare is not None:
+            declare, self._declare = self._declare, None
+            with _missing_libraries_named():
+                declare(self)
+        return super().parse_known_args(args, namespace)
+
+
+@contextmanager
+def _missing_libraries_named() -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise DependencyError(
+            f'training needs {error.name}, which is not installed: pip install -r requirements/train.txt'
+        ) from error
+
+
+def _declare_run(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int]) -> None:
+    def late(options: argparse.Namespace) -> int:
+        with _missing_libraries_named():
+            return run(options)
+
+    parser.set_defaults(run=late)
+
+
+def _stage(stage: str) -> Declare:
+    def declare(parser: argparse.ArgumentParser) -> None:
+        from mobilevlm_ros.train.command import add_stage_arguments, run_training
+
+        add_stage_arguments(parser)
+        parser.set_defaults(stage=stage)
+        _declare_run(parser, run_training)
+
+    return declare
+
+
+def _merge(parser: argparse.ArgumentParser) -> None:
+    from mobilevlm_ros.train.command import add_merge_arguments, run_merge
+
+    add_merge_arguments(parser)
+    _declare_run(parser, run_merge)
+
+
+def _check(parser: argparse.ArgumentParser) -> None:
+    from mobilevlm_ros.train.check_command import add_check_arguments, run_check
+
+    add_check_arguments(parser)
+    _declare_run(parser, run_check)
+
+
+def _tokenise(parser: argparse.ArgumentParser) -> None:
+    from mobilevlm_ros.train.tokenise import add_tokenise_arguments, run_tokenise
+
+    add_tokenise_arguments(parser)
+    _declare_run(parser, run_tokenise)
+
+
+def _nothing(options: argparse.Namespace) -> int:
+    raise SettingsError('a command of `mobilevlm train` is missing')
