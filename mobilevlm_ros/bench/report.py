@@ -216,10 +216,10 @@ class Report:
             )
 
     def _kernels(self, kernels: Mapping[str, dict[str, Any] | None], quantization: str) -> None:
-        """What prompts go through, where it matters."""
+        """Whose products are used, where it matters."""
         if quantization == 'Q4_0':
-            named = [f"{who} {one['kernel']}'s ({one['reason']})" for who, one in kernels.items() if one]
-            self._console.print(f'Products of prompts with Q4_0 weights: {"; ".join(named)}.', highlight=False)
+            named = [f"{who}: {one['kernel']}'s ({one['reason']})" for who, one in kernels.items() if one]
+            self._console.print(f'Products with Q4_0 weights: {"; ".join(named)}.', highlight=False)
 
     def _after_protocol(self, rows: Sequence[Measured], n_tokens: int, caveat: str) -> None:
         self._console.print(caveat, highlight=False)

@@ -11,12 +11,11 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
 from typing import Any
 
+from mobilevlm_ros.bench.contestants.products import q4_products
 from mobilevlm_ros.errors import EngineError
 from mobilevlm_ros.runtime.language.llamacpp_library import last_log_lines, load_library
-from mobilevlm_ros.runtime.language.q4_kernel import choice
 
 __all__ = ['LlamaCppLoop']
 
@@ -64,8 +63,8 @@ class LlamaCppLoop:
             raise EngineError(f'llama.cpp could not apply the adapter {path} ({last_log_lines()})')
 
     def describe(self) -> dict[str, Any]:
-        """How long it took to load, and what its prompts go through."""
-        return {'load_s': self._load_s, 'kernel': asdict(choice())}
+        """How long it took to load, and whose products it uses."""
+        return {'load_s': self._load_s, 'kernel': q4_products()}
 
     def prefill(self, tokens: Sequence[int]) -> float:
         """See the package."""

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobilevlm_ros.bench.contestants.endless import decode, prefill_s
+from mobilevlm_ros.bench.contestants.products import q4_products
 from mobilevlm_ros.bench.process import memory_of
 from mobilevlm_ros.bench.scenes import scene
 from mobilevlm_ros.errors import EngineError
@@ -20,7 +21,6 @@ from mobilevlm_ros.runtime.bundle import open_bundle
 from mobilevlm_ros.runtime.cancel import CancelToken
 from mobilevlm_ros.runtime.language import EmbeddingSegment, LanguageEngine, LanguageOptions, Segment, TokenSegment
 from mobilevlm_ros.runtime.language.llamacpp import LlamaCppEngine
-from mobilevlm_ros.runtime.language.q4_kernel import choice
 from mobilevlm_ros.runtime.loading import load_assistant
 from mobilevlm_ros.types import Answer, AnswerFormat, Frame, Question
 
@@ -96,7 +96,7 @@ class OurEngine(_Language):
             'vision': f'{vision["backend"]} {vision["precision"]}',
             'quantization': self._bundle.language['quantization'],
             'language': self.language.description,
-            'kernel': asdict(choice()),
+            'kernel': q4_products(),
             'image_size': vision['image_size'],
             'n_visual_tokens': vision['n_tokens'],
             'files_bytes': self._bundle.size_bytes,
@@ -180,7 +180,7 @@ class OurLanguageEngine(_Language):
 
     def describe(self) -> dict[str, Any]:
         """What it is, and how long it took to get it."""
-        return {'language': self.language.description, 'kernel': asdict(choice()), 'load_s': self._load_s}
+        return {'language': self.language.description, 'kernel': q4_products(), 'load_s': self._load_s}
 
     def answer(self, index: int, before: str, after: str, n_visual_tokens: int, n_tokens: int) -> dict[str, float]:
         """The paper's Table 6 less its vision engine: random rows stand for the visual tokens."""
