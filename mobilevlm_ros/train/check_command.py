@@ -73,16 +73,18 @@ def _print(report: DatasetReport, console: Console) -> None:
         f'{report.n_good} of {report.n_records} records can be trained on: {report.n_with_image} with an image '
         f'({report.n_images} files), {report.n_text_only} text only; {report.n_answers} answers',
         highlight=False,
+        soft_wrap=True,
     )
     counts = report.tokens
     if counts is None:
-        console.print('tokens were not counted, nor masks checked: give --tokenizer', highlight=False)
+        console.print('tokens were not counted, nor masks checked: give --tokenizer', highlight=False, soft_wrap=True)
     else:
         share = counts.trained / counts.total if counts.total else 0.0
         console.print(
             f'{counts.total} tokens, {share:.1%} of them trained; the longest sample has {counts.longest}; '
             f'{counts.n_cut} are cut',
             highlight=False,
+            soft_wrap=True,
         )
     if len(report.problems):
         table = Table('problem', 'records', 'for example', box=None, pad_edge=False)
@@ -91,4 +93,4 @@ def _print(report: DatasetReport, console: Console) -> None:
             table.add_row(escape(problem.kind), str(problem.count), escape(examples))
         console.print(table)
     if report.broken_off:
-        console.print(f'the rest cannot be read: {escape(report.broken_off)}', highlight=False)
+        console.print(f'the rest cannot be read: {escape(report.broken_off)}', highlight=False, soft_wrap=True)

@@ -89,7 +89,8 @@ def refusal(path: Path, problems: Problems, n_good: int) -> DatasetError:
     """The error for data that is not used because of what is wrong with some of it."""
     return DatasetError(
         f'{problems.total} of {problems.total + n_good} records of {path} cannot be trained on: {problems.summary()}. '
-        'Mend them, or leave them out with `--on-bad skip`; `mobilevlm train check` lists more'
+        'Mend them, or leave them out with `--on-bad skip` (in a configuration: `data.on_bad: skip`); '
+        '`mobilevlm train check` lists more'
     )
 
 
