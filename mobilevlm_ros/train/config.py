@@ -268,7 +268,7 @@ def find_config(name: str) -> Path:
         if place.is_file():
             return place
     known = sorted(file.stem for file in folder.glob('*.yaml') if file.stem != 'fsdp')
-    near = difflib.get_close_matches(Path(name).stem, known, 1)
+    near = difflib.get_close_matches(Path(name).name.removesuffix('.yaml'), known, 1)
     meant = f': did you mean {near[0]}?' if near else '.'
     raise SettingsError(f'there is no configuration {name}{meant} Known by name are {", ".join(known)}.')
 
