@@ -16,9 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from vocabularies import write_chatml, write_llama
+from vocabularies import write_chatml
 
 from mobilevlm_ros.errors import CheckpointMissingError, DatasetError, DiskSpaceError, RecordError
+from mobilevlm_ros.model.tokenizer_files import write_made_up_tokenizer
 from mobilevlm_ros.train import shards as shards_module
 from mobilevlm_ros.train import tokenise as tokenise_module
 from mobilevlm_ros.train.shards import TokenShards, read_index, shard_name
@@ -98,8 +99,9 @@ def test_shards_have_their_size_to_within_a_chunk(inputs: list[Path], tokenizer:
     assert last <= 700
 
 
-def test_llamas_tokens_are_those_of_the_text(tmp_path: Path) -> None:
-    tokenizer = write_llama(tmp_path / 'tokenizer.model')
+def test_a_vocabulary_of_llamas_form_gives_its_tokens(tmp_path: Path) -> None:
+    tokenizer = tmp_path / 'tokenizer.model'
+    write_made_up_tokenizer(tokenizer, 1000)
     (tmp_path / 'a.txt').write_text('The door is open.')
     tokenise([tmp_path / 'a.txt'], tokenizer, tmp_path / 'out')
     shards = TokenShards(tmp_path / 'out')
