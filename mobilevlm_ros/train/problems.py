@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-__all__ = ['Example', 'Problem', 'Problems', 'printable']
+__all__ = ['Example', 'Problem', 'Problems', 'name_of', 'printable', 'shown']
 
 MAX_EXAMPLES = 5
 _MAX_SHOWN = 240
+_MAX_NAME = 80
 
 
 def printable(text: str) -> str:
@@ -17,6 +18,22 @@ def printable(text: str) -> str:
     return ''.join(
         sign if sign.isprintable() else sign.encode('unicode_escape', 'backslashreplace').decode() for sign in shown
     )
+
+
+def shown(value: object) -> str:
+    """A value that was found where another was expected, for a message."""
+    if value is None:
+        return 'nothing'
+    if isinstance(value, str):
+        return repr(printable(value[:_MAX_NAME]))
+    return str(value) if isinstance(value, bool | float) else type(value).__name__
+
+
+def name_of(found: object, otherwise: str) -> str:
+    """A record's id as a text, safe to show; ``otherwise`` if it has none that can be used."""
+    if isinstance(found, str | int) and not isinstance(found, bool) and str(found):
+        return printable(str(found)[:_MAX_NAME])
+    return otherwise
 
 
 @dataclass(frozen=True, slots=True)

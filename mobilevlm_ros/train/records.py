@@ -19,7 +19,7 @@ from typing import Any, Literal, cast, overload
 from mobilevlm_ros.errors import DatasetError, DatasetMissingError, RecordError
 from mobilevlm_ros.train.dialogue import IMAGE_MARK, Turn, alternating
 from mobilevlm_ros.train.json_stream import read_entries
-from mobilevlm_ros.train.problems import Example, Problems, printable
+from mobilevlm_ros.train.problems import Example, Problems, name_of, shown
 
 __all__ = ['OnBad', 'Record', 'Records', 'iter_records', 'read_records', 'refusal']
 
@@ -27,8 +27,6 @@ OnBad = Literal['skip', 'refuse']
 
 MAX_TURNS = 2048
 MAX_IMAGE_BYTES = 128 << 20
-_MAX_NAME = 80
-"""Longest id that is kept; it is shown in messages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +103,7 @@ def iter_records(path: Path, images: Path | None, problems: Problems) -> Iterato
     folder = _ImageFolder(images)
     for number, entry in enumerate(read_entries(path), start=1):
         place = f'{path.name}:{entry.line}'
-        name = _name(entry.value, number)
+        name = name_of(entry.value.get('id') if isinstance(entry.value, dict) else None, f'#{number}')
         try:
             if entry.error:
                 raise RecordError('no JSON', entry.error)
@@ -114,16 +112,9 @@ def iter_records(path: Path, images: Path | None, problems: Problems) -> Iterato
             problems.add(error.kind, Example(name, place, error.detail))
 
 
-def _name(value: object, number: int) -> str:
-    found = value.get('id') if isinstance(value, dict) else None
-    if isinstance(found, str | int) and not isinstance(found, bool) and str(found):
-        return printable(str(found)[:_MAX_NAME])
-    return f'#{number}'
-
-
 def _record(value: object, name: str, place: str, folder: _ImageFolder) -> Record:
     if not isinstance(value, dict):
-        raise RecordError('no record', f'expected an object with "conversations", found {_shown(value)}')
+        raise RecordError('no record', f'expected an object with "conversations", found {shown(value)}')
     turns = _turns(value.get('conversations'))
     asked = alternating(turns)
     _check_texts(asked)
@@ -137,7 +128,7 @@ def _record(value: object, name: str, place: str, folder: _ImageFolder) -> Recor
 
 def _turns(listed: object) -> tuple[Turn, ...]:
     if not isinstance(listed, list):
-        raise RecordError('no dialogue', f'"conversations" should be a list of turns, found {_shown(listed)}')
+        raise RecordError('no dialogue', f'"conversations" should be a list of turns, found {shown(listed)}')
     if not listed:
         raise RecordError('no dialogue', '"conversations" is empty')
     if len(listed) > MAX_TURNS:
@@ -147,12 +138,12 @@ def _turns(listed: object) -> tuple[Turn, ...]:
 
 def _turn(index: int, turn: object) -> Turn:
     if not isinstance(turn, dict):
-        raise RecordError('malformed turn', f'turn {index} should be {{"from", "value"}}, found {_shown(turn)}')
+        raise RecordError('malformed turn', f'turn {index} should be {{"from", "value"}}, found {shown(turn)}')
     role, text = turn.get('from'), turn.get('value')
     if not isinstance(text, str):
-        raise RecordError('malformed turn', f'the "value" of turn {index} should be a text, found {_shown(text)}')
+        raise RecordError('malformed turn', f'the "value" of turn {index} should be a text, found {shown(text)}')
     if role not in ('human', 'gpt'):
-        raise RecordError('unknown role', f'turn {index} is from {_shown(role)}, expected "human" or "gpt"')
+        raise RecordError('unknown role', f'turn {index} is from {shown(role)}, expected "human" or "gpt"')
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -180,15 +171,6 @@ def _check_marks(turns: Sequence[Turn], *, has_image: bool) -> None:
         raise RecordError('image never shown', f'the record has an "image", but no question holds {IMAGE_MARK}')
 
 
-def _shown(value: object) -> str:
-    """A found value, for a message."""
-    if value is None:
-        return 'nothing'
-    if isinstance(value, str):
-        return repr(printable(value[:_MAX_NAME]))
-    return str(value) if isinstance(value, bool | float) else type(value).__name__
-
-
 class _ImageFolder:
     """Finds images below a folder, and nothing outside."""
 
@@ -203,20 +185,20 @@ class _ImageFolder:
         if isinstance(name, list):
             raise RecordError('several images', f'"image" lists {len(name)} files; one image a dialogue is supported')
         if not isinstance(name, str) or not name or '\0' in name:
-            raise RecordError('malformed image', f'"image" should be a relative path, found {_shown(name)}')
+            raise RecordError('malformed image', f'"image" should be a relative path, found {shown(name)}')
         if self._folder is None:
-            raise RecordError('missing image', f'{_shown(name)}: no folder of images was given (--images)')
+            raise RecordError('missing image', f'{shown(name)}: no folder of images was given (--images)')
         # The names alone decide: a link inside the folder was put there by its owner, a name came with the data.
         relative = os.path.normpath(name)
         if os.path.isabs(name) or relative.split(os.sep)[0] == os.pardir or relative == os.curdir:
-            raise RecordError('image outside the folder', f'{_shown(name)} does not lie in the folder of images')
+            raise RecordError('image outside the folder', f'{shown(name)} does not lie in the folder of images')
         path = self._folder / relative
         try:
             status = path.stat()
         except (OSError, ValueError) as error:
-            raise RecordError('missing image', f'{_shown(name)} is not in the folder of images') from error
+            raise RecordError('missing image', f'{shown(name)} is not in the folder of images') from error
         if not stat.S_ISREG(status.st_mode):
-            raise RecordError('missing image', f'{_shown(name)} is no file')
+            raise RecordError('missing image', f'{shown(name)} is no file')
         if not 0 < status.st_size <= MAX_IMAGE_BYTES:
-            raise RecordError('broken image', f'{_shown(name)} has {status.st_size} bytes')
+            raise RecordError('broken image', f'{shown(name)} has {status.st_size} bytes')
         return path
