@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from vocabularies import write_chatml, write_llama
+from vocabularies import write_chatml
 
 from mobilevlm_ros.errors import RecordError, SettingsError
 from mobilevlm_ros.model.tokenizer_files import write_made_up_tokenizer
@@ -34,11 +34,6 @@ HELLO, HI_THERE, IS_IT_RED, NO = [15043], [6324, 727, 2], [1317, 372, 2654, 2997
 def dialogue(*texts: str, first: str = 'human') -> list[Turn]:
     roles = ('human', 'gpt') if first == 'human' else ('gpt', 'human')
     return [Turn(roles[index % 2], text) for index, text in enumerate(texts)]  # type: ignore[arg-type]
-
-
-@pytest.fixture(scope='module')
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return open_tokenizer(write_llama(tmp_path_factory.mktemp('llama') / 'tokenizer.model'))
 
 
 @pytest.fixture(scope='module')

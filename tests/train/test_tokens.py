@@ -7,18 +7,13 @@ import pickle
 from pathlib import Path
 
 import pytest
-from vocabularies import LLAMA, write_chatml, write_llama
+from vocabularies import LLAMA, write_chatml
 
 from mobilevlm_ros.errors import CheckpointDamagedError, CheckpointMissingError
 from mobilevlm_ros.model.tokenizer_files import write_made_up_tokenizer
 from mobilevlm_ros.train.tokens import Tokenizer, open_tokenizer
 
 SEPARATOR = '\n__ggml_vocab_test__\n'
-
-
-@pytest.fixture(scope='module')
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return open_tokenizer(write_llama(tmp_path_factory.mktemp('llama') / 'tokenizer.model'))
 
 
 @pytest.fixture
