@@ -68,16 +68,18 @@ class Chunk:
     problems: list[Problem] = field(default_factory=list)
 
 
-def find_inputs(paths: Sequence[Path]) -> list[Path]:
+def find_inputs(paths: Sequence[Path], out: Path) -> list[Path]:
     """The files among ``paths``, and those that are text by their name in and below folders, by name.
 
+    :param out: where the result will lie; what is in it is not looked at.
     :raise DatasetMissingError: if there is no such file or folder, or nothing in it.
     :raise DatasetError: if a file is of a kind that is not read.
     """
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(file for file in path.rglob('*') if file.is_file() and _kind(file) is not None)
+            below = (file for file in path.rglob('*') if file.parent.resolve() != out.resolve())
+            inside = sorted(file for file in below if file.is_file() and _kind(file) is not None)
             if not inside:
                 raise DatasetMissingError(f'there is no text in {path}; expected files such as {_expected()}')
             found += inside

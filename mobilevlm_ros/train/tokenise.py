@@ -80,7 +80,7 @@ def tokenise(
     :raise DiskSpaceError: if the disk is full; finished shards are kept.
     """
     reporter = reporter or SilentReporter()
-    files = find_inputs(inputs)
+    files = find_inputs(inputs, out)
     tokenizer = find_tokenizer(tokenizer) if tokenizer.is_dir() else tokenizer
     described = [describe(file) for file in files]
     index = _new_index(tokenizer, described, separator, field, shard_tokens)

@@ -155,6 +155,38 @@ def test_an_index_that_is_none_is_named(text: str, tmp_path: Path) -> None:
         read_index(tmp_path)
 
 
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(['n_tokens', 'input', 'a']), inner),
+    max_leaves=6,
+)
+
+
+@pytest.fixture(scope='module')
+def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp('fuzzed') / 'row', ROW, shard_sizes=[10, 20])
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_no_value_in_the_index_makes_it_read_what_is_not_there(fuzzed: Path, data: st.DataObject) -> None:
+    text = (fuzzed / INDEX).read_text()
+    index = json.loads(text)
+    place: Any = data.draw(st.sampled_from([index, *index['shards'], index['shards']]))
+    keys = range(len(place)) if isinstance(place, list) else sorted(place)
+    place[data.draw(st.sampled_from(keys))] = data.draw(JSON)
+    try:
+        (fuzzed / INDEX).write_text(json.dumps(index))
+        try:
+            shards = TokenShards(fuzzed)
+            assert len(shards) == 30
+            shards.read(0, 30)
+        except DatasetError:
+            pass
+    finally:
+        (fuzzed / INDEX).write_text(text)
+
+
 def _change(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     index = json.loads((folder / INDEX).read_text())
     change(index)

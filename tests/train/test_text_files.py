@@ -90,7 +90,7 @@ def test_blank_lines_may_part_documents(tmp_path: Path) -> None:
 def test_empty_files_have_no_documents(tmp_path: Path) -> None:
     for name in ('a.txt', 'b.jsonl', 'c.md'):
         (tmp_path / name).write_text('' if name < 'c' else ' \n\t\n')
-    chunks = chunks_of(find_inputs([tmp_path]))
+    chunks = chunks_of(find_inputs([tmp_path], tmp_path / 'out'))
     assert documents(chunks) == []
     assert chunks[-1].after == Position(input=3)
 
@@ -98,7 +98,7 @@ def test_empty_files_have_no_documents(tmp_path: Path) -> None:
 def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
     (tmp_path / 'a.txt').write_text('one', encoding='utf-8-sig')
     (tmp_path / 'b.jsonl').write_text('{"text": "two"}', encoding='utf-8-sig')
-    chunks = chunks_of(find_inputs([tmp_path]))
+    chunks = chunks_of(find_inputs([tmp_path], tmp_path / 'out'))
     assert documents(chunks) == ['one', 'two']
     assert problems(chunks) == []
 
@@ -192,7 +192,7 @@ def test_folders_are_searched_for_text_in_the_order_of_names(tmp_path: Path) -> 
     for name in ('b.jsonl.gz', 'a/z.txt', 'a/picture.png', 'c.parquet', 'c4.json.gz'):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert [path.name for path in find_inputs([tmp_path])] == ['z.txt', 'b.jsonl.gz', 'c4.json.gz']
+    assert [path.name for path in find_inputs([tmp_path], tmp_path / 'out')] == ['z.txt', 'b.jsonl.gz', 'c4.json.gz']
 
 
 @pytest.mark.parametrize(
@@ -209,4 +209,4 @@ def test_inputs_that_are_none_are_named(name: str, error: type[Exception], messa
     for there in ('a.parquet', 'a.jsonl.zst'):
         (tmp_path / there).touch()
     with pytest.raises(error, match=message):
-        find_inputs([tmp_path / name])
+        find_inputs([tmp_path / name], tmp_path / 'out')

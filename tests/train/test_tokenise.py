@@ -197,6 +197,12 @@ def test_a_finished_folder_is_left_as_it_is(inputs: list[Path], tokenizer: Path,
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == written
 
 
+def test_the_result_may_lie_among_the_inputs(inputs: list[Path], tokenizer: Path) -> None:
+    out = inputs[0] / 'tokens'
+    first = tokenise(inputs, tokenizer, out)
+    assert tokenise(inputs, tokenizer, out) == first
+
+
 def test_moved_inputs_are_known_again(inputs: list[Path], tokenizer: Path, tmp_path: Path) -> None:
     first = tokenise(inputs, tokenizer, tmp_path / 'out')
     moved = shutil.move(inputs[0], tmp_path / 'moved')
