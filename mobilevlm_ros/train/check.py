@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mobilevlm_ros.errors import BadImageError, DatasetSyntaxError, RecordError
 from mobilevlm_ros.runtime.images import read_image
 from mobilevlm_ros.runtime.preprocess import PreprocessSpec, preprocess
 from mobilevlm_ros.train.dialogue import alternating
+from mobilevlm_ros.train.dialogue_text import DialogueFormat, read_dialogues
 from mobilevlm_ros.train.problems import Example, Problems
 from mobilevlm_ros.train.records import Record, iter_records
 from mobilevlm_ros.train.templates import encode_dialogue
 from mobilevlm_ros.train.tokens import Tokenizer
 
-__all__ = ['DatasetReport', 'TokenCounts', 'check_dataset']
+__all__ = ['DatasetReport', 'Format', 'TokenCounts', 'check_dataset']
+
+Format = Literal['llava'] | DialogueFormat
 
 MASKED = 'not trained on'
 """The kind of problem of a sample that the published rules mask as a whole."""
@@ -102,6 +105,7 @@ def check_dataset(
     data: Path,
     images: Path | None,
     *,
+    form: Format = 'llava',
     tokenizer: Tokenizer | None = None,
     template: str = 'v1',
     max_tokens: int = 2048,
@@ -111,17 +115,23 @@ def check_dataset(
 ) -> DatasetReport:
     """Read every record, and, as far as asked, every image and every token.
 
+    :param form: of the file; those other than LLaVA's have no images.
     :param tokenizer: None: dialogues are not tokenised, so problems of lengths and masks stay unseen.
     :param spec: how images are preprocessed; each is read and preprocessed once. None: they only have to be there.
     :param on_progress: told how many records are done, and of how many.
     :raise DatasetMissingError: if the file or the folder is not there.
+    :raise DatasetError: if the file is not LLaVA's, and no record of it can be used.
     :raise SettingsError: if there is no such template, or the tokenizer is not made for it.
     """
     report = DatasetReport(data, tokens=None if tokenizer is None else TokenCounts())
     records: list[Record] = []
     try:
-        for record in iter_records(data, images, report.problems):
-            records.append(record)
+        if form == 'llava':
+            for record in iter_records(data, images, report.problems):
+                records.append(record)  # one by one, to keep those before a mistake in the file
+        else:
+            read = read_dialogues(data, form, template, on_bad='skip')
+            records, report.problems = list(read), read.problems
     except DatasetSyntaxError as error:
         report.broken_off = str(error)
     flaws: dict[Path, str] = {}

@@ -25,7 +25,10 @@ __all__ = ['add_check_arguments', 'run_check']
 
 def add_check_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument('data', metavar='DATA', type=Path, help="dialogues in LLaVA's form: JSON, or JSON lines")
+    parser.add_argument('data', metavar='DATA', type=Path, help='dialogues: JSON, or JSON lines')
+    parser.add_argument(
+        '--format', choices=['llava', 'vicuna', 'alpaca'], default='llava', help='of the data; default: llava'
+    )
     parser.add_argument('--images', metavar='DIR', type=Path, help='folder that image paths are relative to')
     parser.add_argument('--template', choices=TEMPLATES, default='v1', help='default: v1')
     parser.add_argument(
@@ -55,6 +58,7 @@ def run_check(options: argparse.Namespace) -> int:
         report = check_dataset(
             options.data,
             options.images,
+            form=options.format,
             tokenizer=tokenizer,
             template=options.template,
             max_tokens=options.max_tokens,

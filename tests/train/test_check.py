@@ -187,6 +187,24 @@ def test_the_report_is_json_if_asked(
     assert found['problems'] == [{'kind': 'no dialogue', 'count': 1, 'examples': [found['problems'][0]['examples'][0]]}]
 
 
+@pytest.mark.parametrize(
+    ('form', 'value', 'bad'),
+    [
+        ('vicuna', {'conversations': [{'from': 'user', 'value': 'a'}, {'from': 'gpt', 'value': 'b'}]}, {}),
+        ('alpaca', {'instruction': 'add', 'output': '3'}, {'instruction': 'add'}),
+    ],
+)
+def test_other_formats_are_checked_too(
+    tmp_path: Path, vocabulary: Path, capsys: pytest.CaptureFixture[str], form: str, value: object, bad: object
+) -> None:
+    good, mixed = (write_json(tmp_path / name, *values) for name, values in (('a', [value]), ('b', [value, bad])))
+
+    assert run(good, '--format', form, '--tokenizer', vocabulary) == 0
+    assert run(good) == 1  # it is not LLaVA's
+    assert run(mixed, '--format', form) == 1
+    assert '1 of 2 records' in capsys.readouterr().out
+
+
 def test_broken_images_pass_only_if_not_decoded(tmp_path: Path, images: Path) -> None:
     data = write_json(tmp_path / 'data.json', record('<image>', 'a', image='broken.png'))
 
