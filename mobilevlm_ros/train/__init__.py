@@ -1,1 +1,1 @@
-"""Trains: data, stages and what they leave behind. May use the model, the build and the runtime; only the commands know it."""
+"""Trains: data, stages and what they leave. May use model, build and runtime; only the commands know it."""

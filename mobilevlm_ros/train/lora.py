@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,9 @@ def add_adapters(model: MobileVLM, lora: LoraConfig) -> None:
         task_type='CAUSAL_LM',
         target_modules=target_names(model.language),
     )
-    model.language = get_peft_model(model.language, settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', FutureWarning)  # peft asks transformers for an old name
+        model.language = get_peft_model(model.language, settings)
 
 
 def trainable_share(config: LanguageConfig, lora: LoraConfig) -> tuple[int, float]:

@@ -23,7 +23,7 @@ from mobilevlm_ros.errors import DependencyError, SettingsError, TrainingError
 from mobilevlm_ros.model.mobilevlm import load_mobilevlm
 from mobilevlm_ros.paths import shared_file
 from mobilevlm_ros.train.checkpoints import disk_errors_named, newest
-from mobilevlm_ros.train.config import ADAPTER_STAGES, TrainConfig, differences, dump_config, read_config
+from mobilevlm_ros.train.config import ADAPTER_STAGES, Parallel, TrainConfig, differences, dump_config, read_config
 from mobilevlm_ros.train.cost_card import CostCard, cost_card
 from mobilevlm_ros.train.feeding import Supply, check_places, open_supply
 from mobilevlm_ros.train.lora import add_adapters, quantise_language
@@ -31,7 +31,7 @@ from mobilevlm_ros.train.product import write_product
 from mobilevlm_ros.train.progress import Bar, StepLog, StopWhenAsked
 from mobilevlm_ros.train.starting import StartingPoint, open_start
 from mobilevlm_ros.train.trainee import Trainee, freeze
-from mobilevlm_ros.train.trainer import StageTrainer, micro_batches
+from mobilevlm_ros.train.trainer import TRAINED, StageTrainer, load_trained, micro_batches
 
 __all__ = ['CHECKPOINTS', 'Outcome', 'run_stage']
 
@@ -79,6 +79,7 @@ def run_stage(
     console = console if console is not None and is_first else Console(quiet=True)
     check_places(config.data)
     _check_libraries(config)
+    _spread(config.parallel)
     last = _last_checkpoint(config, resume)
     micro_batch, accumulated = micro_batches(config, n_processes)
     with ExitStack() as files:
@@ -105,12 +106,17 @@ def run_stage(
             supply.sampler,
             config.out / CHECKPOINTS,
         )
-        stop = StopWhenAsked(lambda: _any_process(asked_to_stop()))
-        _run(trainer, config, last, stop, console if is_first else None)
-        step = trainer.state.global_step
-        if stop.stopped:
-            return Outcome(step, True, {}, card)
-        trained = trainer.gathered_state()
+        step = _step_of(last)
+        if last is not None and step >= n_steps:  # the Trainer would do one step more
+            load_trained(trainee, last / TRAINED)
+            trained = trainer.trained_state()
+        else:
+            stop = StopWhenAsked(lambda: _any_process(asked_to_stop()))
+            _run(trainer, config, last, stop, console if is_first else None)
+            step = trainer.state.global_step
+            if stop.stopped:
+                return Outcome(step, True, {}, card)
+            trained = trainer.gathered_state()
         if not is_first:
             return Outcome(step, False, {}, card)
         console.print('· writing the product', highlight=False)
@@ -128,11 +134,10 @@ def _run(
     if console is None:
         trainer.train(resume_from_checkpoint=str(last) if last else None)
         return
-    step = int(last.name.partition('-')[2]) if last else 0
     if last is not None:
         console.print(f'· going on from {last}', highlight=False)
     with disk_errors_named(config.out, last):
-        log = StepLog(config.out, step)
+        log = StepLog(config.out, _step_of(last))
     bar = Bar(console, config.stage)
     trainer.add_callback(log)
     trainer.add_callback(bar)
@@ -141,6 +146,10 @@ def _run(
     finally:
         bar.close()
         log.close()
+
+
+def _step_of(checkpoint: Path | None) -> int:
+    return int(checkpoint.name.partition('-')[2]) if checkpoint else 0
 
 
 def _trainee(config: TrainConfig, start: StartingPoint) -> Trainee:
@@ -172,7 +181,7 @@ def _n_steps(config: TrainConfig, supply: Supply) -> int:
 
 def _arguments(config: TrainConfig, micro_batch: int, accumulated: int, n_steps: int) -> TrainingArguments:
     """The same for transformers' Trainer."""
-    schedule, saving, parallel = config.schedule, config.saving, config.parallel
+    schedule, saving = config.schedule, config.saving
     on_gpu = torch.cuda.is_available()
     decays: dict[str, Any] = {'lr_scheduler_type': 'constant_with_warmup'}
     if schedule.decay == 'cosine':
@@ -182,11 +191,6 @@ def _arguments(config: TrainConfig, micro_batch: int, accumulated: int, n_steps:
                 'lr_scheduler_type': 'cosine_with_min_lr',
                 'lr_scheduler_kwargs': {'min_lr_rate': schedule.final_rate},
             }
-    spread: dict[str, Any] = {}
-    if parallel.deepspeed is not None:
-        spread = {'deepspeed': str(_shipped(parallel.deepspeed, 'parallel.deepspeed'))}
-    elif parallel.fsdp is not None:
-        spread = {'fsdp': True, 'fsdp_config': _fsdp_settings(_shipped(parallel.fsdp, 'parallel.fsdp'))}
     rates = (config.learning_rate.language, config.learning_rate.projector)
     arguments = TrainingArguments(
         output_dir=str(config.out / CHECKPOINTS),
@@ -218,11 +222,20 @@ def _arguments(config: TrainConfig, micro_batch: int, accumulated: int, n_steps:
         ddp_find_unused_parameters=False,
         average_tokens_across_devices=True,
         **decays,
-        **spread,
+        **_spread(config.parallel),
     )
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # several GPUs are for several processes
     return arguments
+
+
+def _spread(parallel: Parallel) -> dict[str, Any]:
+    """How the model is spread over processes."""
+    if parallel.deepspeed is not None:
+        return {'deepspeed': str(_shipped(parallel.deepspeed, 'parallel.deepspeed'))}
+    if parallel.fsdp is not None:
+        return {'fsdp': True, 'fsdp_config': _fsdp_settings(_shipped(parallel.fsdp, 'parallel.fsdp'))}
+    return {}
 
 
 def _shipped(path: Path, key: str) -> Path:

@@ -28,7 +28,7 @@ from mobilevlm_ros.train.checkpoints import PARTIAL, check_room, disk_errors_nam
 from mobilevlm_ros.train.config import TrainConfig
 from mobilevlm_ros.train.trainee import Trainee
 
-__all__ = ['TRAINED', 'Feed', 'StageTrainer', 'micro_batches', 'parameter_groups']
+__all__ = ['TRAINED', 'Feed', 'StageTrainer', 'load_trained', 'micro_batches', 'parameter_groups']
 
 TRAINED = 'trained.safetensors'
 """The file of a checkpoint that holds the weights that learn."""

@@ -18,8 +18,8 @@ from mobilevlm_ros.train.trainer import micro_batches
 SHIPPED = sorted(path.stem for path in shared_file('config/train').glob('*.yaml') if path.stem != 'fsdp')
 PUBLISHED = [name for name in SHIPPED if not name.startswith('nano')]
 
-# Upstream's scripts/train/run_v1.sh and run.sh: stage, template, aspect, grouping, rate of the projector, rate of the rest, batch a GPU, global
-# batch, warm-up, ZeRO stage, steps between checkpoints.
+# Upstream's scripts/train/run_v1.sh and run.sh: stage, template, aspect, grouping, rate of the projector, rate of the
+# rest, batch a GPU, global batch, warm-up, ZeRO stage, steps between checkpoints.
 SCHEDULES = {
     'mobilevlm-1.7b-align': ('align', 'plain', 'square', False, 1e-3, None, 32, 256, 0.03, 'zero2', 24000),
     'mobilevlm-3b-align': ('align', 'plain', 'square', False, 1e-3, None, 32, 256, 0.03, 'zero2', 24000),
