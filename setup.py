@@ -74,7 +74,8 @@ setup(
         'build': pins('build'),
         'convert': pins('convert'),
         'openvino': pins('openvino'),
-        'dev': [*pins('convert'), *pins('dev')],
+        'train': [*pins('convert'), *pins('train')],
+        'dev': [*pins('convert'), *pins('train'), *pins('dev')],
         'test': ['pytest'],
     },
     entry_points={

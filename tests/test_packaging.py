@@ -152,7 +152,7 @@ def test_pins_agree_with_the_lock() -> None:
                 for line in lines if '==' in line}  # fmt: skip
 
     lock = pins('lock.txt')
-    for name in ('ros.txt', 'runtime.txt', 'build.txt', 'convert.txt', 'openvino.txt', 'dev.txt', 'dev-alone.txt'):
+    for name in ('ros.txt', 'runtime.txt', 'build.txt', 'convert.txt', 'train.txt', 'openvino.txt', 'dev.txt', 'dev-alone.txt'):
         assert pins(name) <= lock, f'{name} has pins that lock.txt has not'
 
 

@@ -145,8 +145,13 @@ def requirements(*names: str, options: tuple[str, ...] = ()) -> tuple[str, Work]
     """Return fingerprint and work for requirements files and those that they name."""
     files = [REQUIREMENTS / f'{name}.txt' for name in names]
     arguments = [part for file in files for part in ('-r', str(file))]
-    named = [REQUIREMENTS / name for file in files for name in re.findall(r'^-[rc] (\S+)', file.read_text(), re.M)]
-    return fingerprint(ROOT, [*files, *sorted(set(named))]), pip_install(*options, *arguments)
+    read: set[Path] = set()
+    while files:
+        file = files.pop()
+        if file not in read:
+            read.add(file)
+            files += [REQUIREMENTS / name for name in re.findall(r'^-[rc] (\S+)', file.read_text(), re.M)]
+    return fingerprint(ROOT, sorted(read)), pip_install(*options, *arguments)
 
 
 def install_llama(step: Step) -> None:
