@@ -190,6 +190,7 @@ class _Runner:
             self._results.bundles.append(entry)
             self._say('loading')
             engine = stack.enter_context(self._ours(bundle))
+            entry['kernel'] = engine.call('describe')['kernel']
             if 'figures' in self._parts:
                 figures = measure_bundle(
                     engine,
@@ -212,8 +213,10 @@ class _Runner:
         language = self._costs('of_gguf', path)
         card = self._card(language, None)
         self._report.card(path.name, card)
-        self._results.language_models.append({'file': path.name, 'cost_card': card.as_record()})
+        entry = {'file': path.name, 'cost_card': card.as_record()}
+        self._results.language_models.append(entry)
         with Contestant('language', gguf=str(path), n_threads=self._plan.n_threads) as engine:
+            entry['kernel'] = engine.call('describe')['kernel']
             common = {'n_runs': self._plan.protocol_runs}
             if 'table5' in self._parts:
                 self._say('Table 5')

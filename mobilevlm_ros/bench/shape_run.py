@@ -162,9 +162,9 @@ class _ShapeRun:
         self._say(f'{place}{about}: writing random weights')
         self._make(row, folder)
         self._say(f'{place}{about}: measuring')
-        measured = self._measured(row, folder)
+        measured, kernel = self._measured(row, folder)
         took_s = time.monotonic() - started_s
-        record = {**self._about, 'time': datetime.now(timezone.utc).isoformat(timespec='seconds')}
+        record = {**self._about, 'kernel': kernel, 'time': datetime.now(timezone.utc).isoformat(timespec='seconds')}
         self._done.add(row, measured, took_s, record)
         self._print(
             f'{place}: prompt {measured.prompt:.1f} tok/s, eval {measured.eval:.1f} tok/s, '
@@ -186,7 +186,8 @@ class _ShapeRun:
             if row.table == 6:
                 models.call('write_bundle', config=row.config, quantization=row.quantization, folder=str(folder))
 
-    def _measured(self, row: Row, folder: Path) -> Measured:
+    def _measured(self, row: Row, folder: Path) -> tuple[Measured, dict[str, Any]]:
+        """The row, and whose products it was measured with."""
         n_threads = self._settings['n_threads']
         common = {'n_tokens': self._settings['n_tokens'][row.table], 'n_runs': self._settings['n_runs']}
         with Contestant('shapes') as shapes:
@@ -197,10 +198,13 @@ class _ShapeRun:
                 cost, vision = shapes.call('of_bundle', path=str(folder))
         if row.table == 5:
             with Contestant('language', gguf=path, n_threads=n_threads) as engine:
-                return complete(engine, row.name, cost, self._machine, **common)
+                measured = complete(engine, row.name, cost, self._machine, **common)
+                return measured, engine.call('describe')['kernel']
         size = {'height': _HEIGHT, 'width': _WIDTH}
         with Contestant('ours', bundle=str(folder), n_threads=n_threads, **size) as engine:
-            return see(engine, row.name, cost, vision.n_patches if vision else 0, self._machine, **common)
+            n_patches = vision.n_patches if vision else 0
+            measured = see(engine, row.name, cost, n_patches, self._machine, **common)
+            return measured, engine.call('describe')['kernel']
 
     def _print(self, line: str) -> None:
         self._console.print(line, highlight=False, markup=False)

@@ -60,6 +60,7 @@ def test_each_shape_gets_the_papers_rows_and_is_not_measured_again(
     ]
     assert all(one['row']['eval'] > 0 and one['took_s'] > 0 for one in lines)
     assert lines[2]['row']['ve_per_patch_ms'] > 0
+    assert all(one['kernel']['kernel'] in ('mobilevlm_ros', 'llama.cpp') for one in lines)
     for expected in ('3 of 5: small Q4_K_S, Table 6: prompt', "paper's Table 5", "paper's Table 6", '36.20'):
         assert expected in printed
     again, same = shapes(tmp_path, 'small', 'blind', 'small')
