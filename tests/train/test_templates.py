@@ -185,6 +185,18 @@ def test_a_long_dialogue_with_a_flaw_in_what_is_read_is_masked(llama: Tokenizer)
     assert set(encode_dialogue(turns, 'v1', llama, 60).labels) == {IGNORED}
 
 
+def test_text_alone_is_cut_before_its_tokens_are_counted(llama: Tokenizer) -> None:
+    """So the unknown token, which counts as padding, can make up for what a flaw leaves uncounted."""
+    turns = dialogue('Yes 猫 <unk>', '</s>', '</s>')
+
+    encoded = encode_dialogue(turns, 'v1', llama, 50)
+
+    assert encoded.input_ids[33:] == [
+        29901, 3869, 29871, 234, 143, 174, 29871, 0, 29871, *ASSISTANT, 29871, 2, 2
+    ]  # fmt: skip
+    assert mask(encoded) == '.' * 47 + 'TT.'
+
+
 def test_plain_is_the_image_the_caption_and_a_line_break(llama: Tokenizer) -> None:
     encoded = encode_dialogue(dialogue('Describe <image> it', 'a red car'), 'plain', llama, 2048)
 
@@ -277,6 +289,7 @@ def test_chatml_goes_on_with_the_next_question_without_a_system_turn(smol: Token
     assert encoded.input_ids[-len(ending) :] == ending
     assert mask(encoded).endswith('.' * len(second) + 'TTT.')
     assert encoded.input_ids.count(IMAGE) == 1
+    assert encoded.input_ids.count(start) == 5  # system, and each question and answer
 
 
 def test_chatml_needs_its_own_tokens(llama: Tokenizer) -> None:
