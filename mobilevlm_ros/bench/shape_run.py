@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import signal
+import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -117,7 +120,10 @@ class _ShapeRun:
         """Measure what is not done; returns what is missing, and why."""
         started_s = time.monotonic()
         missing: list[tuple[Row, str]] = []
-        with tempfile.TemporaryDirectory(prefix='mobilevlm-shapes-', dir=self._options.work) as work:
+        with (
+            _ended_by_sigterm(),
+            tempfile.TemporaryDirectory(prefix='mobilevlm-shapes-', dir=self._options.work) as work,
+        ):
             folder, made = Path(work), ''
             for number, row in enumerate(rows, 1):
                 place = f'{number} of {len(rows)}: {row.name}, Table {row.table}'
@@ -217,6 +223,20 @@ class _ShapeRun:
 
     def _waiting(self, cores: float) -> None:
         self._status.update(f'{self._step}; waiting, others take {cores:.1f} cores')
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends the block as an exception, so that the files of a model go then, too."""
+
+    def end(number: int, frame: object) -> None:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _empty(folder: Path) -> None:

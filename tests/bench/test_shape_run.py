@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import tiny_models
+from processes import alive, wait_for
 
 from mobilevlm_ros.bench import shape_run
 from mobilevlm_ros.bench.command import add_arguments, run
@@ -107,6 +113,36 @@ def test_a_failure_while_measuring_is_named_and_leaves_nothing(
     code, lines = shapes(tmp_path, 'blind', more=('--tokenizer', tmp_path / 'tokenizer.model'))
     assert (code, lines) == (1, [])
     assert 'is no SentencePiece model' in ' '.join(capsys.readouterr().out.split())
+
+
+SCRIPT = """
+import argparse
+from mobilevlm_ros.bench import shape_run
+from mobilevlm_ros.bench.command import add_arguments, run
+from mobilevlm_ros.model.config import LanguageConfig, ModelConfig
+if __name__ == '__main__':
+    small = LanguageConfig(n_vocab=512, n_embd=64, n_layers=2, n_heads=4, n_kv_heads=4, n_ff=128)
+    shape_run.read_manifest = lambda name: ModelConfig(name, small)
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    run(parser.parse_args())
+"""
+
+
+@pytest.mark.parametrize('how', [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_no_files_and_no_process(how: signal.Signals, tmp_path: Path) -> None:
+    script, work = tmp_path / 'shapes.py', tmp_path / 'work'
+    script.write_text(SCRIPT)
+    work.mkdir()
+    command = [sys.executable, script, '--shapes', 'small', '--runs', '100000', '--wait', '0', '--work', work]
+    environment = {**os.environ, 'PYTHONPATH': str(Path(__file__).parents[2])}
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment) as process:
+        wait_for(lambda: bool(list(work.glob('*/language.gguf'))))
+        children = psutil.Process(process.pid).children()
+        process.send_signal(how)
+        assert process.wait(20.0) != 0
+    wait_for(lambda: not any(alive(child.pid) for child in children))
+    assert list(work.iterdir()) == []
 
 
 @pytest.mark.parametrize(
