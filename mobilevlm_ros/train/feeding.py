@@ -16,6 +16,7 @@ from mobilevlm_ros.runtime.preprocess import PreprocessSpec
 from mobilevlm_ros.train.config import DataConfig, TrainConfig
 from mobilevlm_ros.train.cost_card import sample_length
 from mobilevlm_ros.train.dataset import DialogueDataset, ImageReader, PixelReader, collate
+from mobilevlm_ros.train.dialogue_text import read_dialogues
 from mobilevlm_ros.train.packed import PackedDataset, Source
 from mobilevlm_ros.train.records import Records, read_records
 from mobilevlm_ros.train.sampler import ModalityLengthSampler
@@ -116,6 +117,8 @@ def _dialogues(config: TrainConfig, model: ModelConfig, tokenizer: Path, micro_b
 def _read(data: DataConfig) -> Records:
     if data.records is None:
         raise SettingsError('data.records is missing')
+    if data.format != 'llava':
+        return read_dialogues(data.records, data.format, data.template, on_bad=data.on_bad)
     return read_records(data.records, data.images, on_bad=data.on_bad)
 
 
