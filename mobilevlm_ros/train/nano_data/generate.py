@@ -1,0 +1,211 @@
+"""Writes nano's data: JPEG pictures, dialogues in LLaVA's format, the terms of what they are made of, and a summary.
+
+Picture ``i`` is a function of the seed, the split and ``i`` alone. Each is noted in a journal when it is whole on the
+disk, so that a run that was interrupted goes on after the last one. ``train.json`` has several questions a picture,
+``align.json`` one caption, ``held_out.json`` questions about objects, backgrounds and photos that training never sees.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from mobilevlm_ros.errors import DatasetError
+from mobilevlm_ros.train.nano_data.cutouts import Materials
+from mobilevlm_ros.train.nano_data.photos import Photo, photo_view
+from mobilevlm_ros.train.nano_data.questions import Asked, caption_of, describe, questions_about
+from mobilevlm_ros.train.nano_data.scenes import draw_scene
+
+__all__ = ['Plan', 'generate', 'summary']
+
+_JOURNAL = 'journal.jsonl'
+_QUALITY = 92
+_PHOTO_SHARE = 0.18
+"""Of the pictures of a split, how many are views of real photos."""
+_PERSON_WEIGHT = 6
+"""How much more often than another noun a person is asked about where there is none."""
+
+OnProgress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to write.
+
+    :ivar images: pictures for training. :ivar held_out: pictures of what is held out.
+    :ivar side: longest side of a picture in pixels.
+    :ivar questions: the most about one picture.
+    """
+
+    images: int = 6000
+    held_out: int = 300
+    side: int = 448
+    questions: int = 9
+    seed: int = 0
+
+    def identity(self, content: str) -> str:
+        """What must be the same for a run to be gone on with."""
+        described = json.dumps([self.side, self.questions, self.seed, content])
+        return hashlib.sha256(described.encode()).hexdigest()
+
+
+def generate(
+    out: Path,
+    materials: tuple[Materials, Materials],
+    photos: Sequence[Photo],
+    plan: Plan,
+    licence: str,
+    *,
+    on_progress: OnProgress = lambda done, total: None,
+) -> dict[str, Any]:
+    """Write the data, or what is missing of it, and return the summary.
+
+    :param materials: for training, and held out.
+    :raise DatasetError: if the folder holds data of another plan.
+    """
+    training, apart = materials
+    content = f'{sorted(one.source for one in training.cutouts)}{len(training.backgrounds)}{len(photos)}'
+    identity = plan.identity(hashlib.sha256(content.encode()).hexdigest())
+    (out / 'images').mkdir(parents=True, exist_ok=True)
+    (out / 'LICENCES.txt').write_text(licence, encoding='utf-8')
+    done = _journal(out, identity)
+    vocabulary = sorted({*training.by_noun, *(thing.noun for photo in photos for thing in photo.things)} - {'person'})
+    vocabulary += ['person'] * _PERSON_WEIGHT
+    jobs = [('train', i) for i in range(plan.images)] + [('held_out', i) for i in range(plan.held_out)]
+    splits = {
+        'train': (training, [photo for photo in photos if not photo.held_out]),
+        'held_out': (apart, [photo for photo in photos if photo.held_out]),
+    }
+    entries: list[dict[str, Any]] = []
+    with (out / _JOURNAL).open('a', encoding='utf-8') as journal:
+        for number, (split, index) in enumerate(jobs):
+            key = f'{split}_{index:06d}'
+            entry = done.get(key)
+            if entry is None:
+                entry = _make(out, key, *splits[split], vocabulary, plan)
+                journal.write(json.dumps({'split': split, **entry}) + '\n')
+                journal.flush()
+            entries.append({'split': split, **entry})
+            on_progress(number + 1, len(jobs))
+    return _write(out, entries)
+
+
+def _make(
+    out: Path, key: str, materials: Materials, photos: Sequence[Photo], vocabulary: Sequence[str], plan: Plan
+) -> dict[str, Any]:
+    """Draw one picture, ask about it, and store it."""
+    rng = random.Random(f'{plan.seed} {key}')
+    if photos and rng.random() < _PHOTO_SHARE:
+        photo = rng.choice(photos)
+        image, things = photo_view(photo, rng)
+        place, source, complete = photo.place, photo.path.name, False
+        asked = questions_about(
+            things, vocabulary, rng, place=place, unsure=photo.unsure, counted=False, most=plan.questions
+        )
+    else:
+        scene = draw_scene(materials, rng)
+        image, things, place, source = scene.image, scene.things, scene.place, 'composed'
+        complete = True
+        asked = questions_about(things, vocabulary, rng, place=place, most=plan.questions)
+    image.thumbnail((plan.side, plan.side), Image.Resampling.LANCZOS)
+    name = f'images/{key}.jpg'
+    partial = out / f'{name}.partial'
+    image.save(partial, 'JPEG', quality=_QUALITY)
+    partial.replace(out / name)
+    return {
+        'id': key,
+        'image': name,
+        'source': source,
+        'request': describe(rng),
+        'caption': caption_of(things, place, complete=complete),
+        'asked': [[one.kind, one.question, one.answer] for one in asked],
+    }
+
+
+def _journal(out: Path, identity: str) -> dict[str, dict[str, Any]]:
+    """What is done, by its key; begins a journal where there is none."""
+    path = out / _JOURNAL
+    if not path.is_file():
+        path.write_text(json.dumps({'plan': identity}) + '\n', encoding='utf-8')
+        return {}
+    text = path.read_text(encoding='utf-8')
+    lines = text[: text.rfind('\n') + 1].splitlines()
+    try:
+        begun, *entries = [json.loads(line) for line in lines]
+        found = {entry['id']: entry for entry in entries}
+    except (ValueError, KeyError, TypeError) as error:
+        raise DatasetError(f'{path} is damaged ({error}): delete {out} and run again') from error
+    if begun != {'plan': identity}:
+        raise DatasetError(
+            f'{out} holds data that was made with other options or packages: choose another folder, or delete it'
+        )
+    if not text.endswith('\n'):  # a line was cut off
+        path.write_text(''.join(f'{line}\n' for line in lines), encoding='utf-8')
+    return found
+
+
+def _write(out: Path, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def store(name: str, records: list[dict[str, Any]]) -> None:
+        partial = out / f'{name}.partial'
+        partial.write_text(json.dumps(records, indent=0) + '\n', encoding='utf-8')
+        partial.replace(out / name)
+
+    for split in ('train', 'held_out'):
+        chosen = [entry for entry in entries if entry['split'] == split]
+        store(f'{split}.json', [_record(entry) for entry in chosen if entry['asked']])
+    trained = [entry for entry in entries if entry['split'] == 'train']
+    captions = [
+        {'id': one['id'], 'image': one['image'], 'conversations': _turns([(one['request'], one['caption'])])}
+        for one in trained
+        if one['caption']
+    ]
+    store('align.json', captions)
+    found = summary(entries)
+    (out / 'summary.json').write_text(json.dumps(found, indent=2) + '\n', encoding='utf-8')
+    return found
+
+
+def _record(entry: dict[str, Any]) -> dict[str, Any]:
+    """One dialogue; ``kinds`` names the kind of each question, in order."""
+    asked = [Asked(*one) for one in entry['asked']]
+    turns = _turns([(one.question, one.answer) for one in asked])
+    return {
+        'id': entry['id'],
+        'image': entry['image'],
+        'conversations': turns,
+        'kinds': [one.kind for one in asked],
+        'source': entry['source'],
+    }
+
+
+def _turns(pairs: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
+    def both() -> Iterator[dict[str, str]]:
+        for index, (question, answer) in enumerate(pairs):
+            yield {'from': 'human', 'value': f'<image>\n{question}' if index == 0 else question}
+            yield {'from': 'gpt', 'value': answer}
+
+    return list(both())
+
+
+def summary(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Counts by split: pictures, photos among them, questions by kind, and the answers to yes/no."""
+    found: dict[str, Any] = {}
+    for split in ('train', 'held_out'):
+        chosen = [entry for entry in entries if entry['split'] == split]
+        asked = [one for entry in chosen for one in entry['asked']]
+        found[split] = {
+            'images': len(chosen),
+            'photos': sum(entry['source'] != 'composed' for entry in chosen),
+            'questions': len(asked),
+            'kinds': dict(sorted(Counter(kind for kind, _, _ in asked).items())),
+            'yesno': dict(Counter(answer for kind, _, answer in asked if kind == 'yesno')),
+        }
+    return found

@@ -1,0 +1,101 @@
+"""Real photos of @tabler/preview, labelled by hand: what is clearly there, its colour and side, what may be there.
+
+The labels are in ``models/nano/training_photos.txt``, which says how to read and mend them. Not every thing is listed,
+so nothing is counted. Pictures of one shoot are held out together.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageEnhance
+
+from mobilevlm_ros.errors import DatasetError
+from mobilevlm_ros.paths import shared_file
+from mobilevlm_ros.train.nano_data.scenes import Thing
+from mobilevlm_ros.train.nano_data.words import COLOURS
+
+__all__ = ['Photo', 'load_photos', 'photo_view']
+
+_SIDE = 512
+_X = {'l': 0.2, 'm': 0.5, 'r': 0.8, '': 0.4}
+_CROPPED = 0.04
+_HELD_OUT_EVERY = 7
+_N_FIELDS = 4
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photo and what is known of it."""
+
+    path: Path
+    things: tuple[Thing, ...]
+    unsure: tuple[str, ...]
+    place: str
+    held_out: bool
+
+
+def load_photos(folder: Path, labels: Path | None = None) -> list[Photo]:
+    """The labelled photos.
+
+    :param labels: None: those of this project.
+    :raise DatasetError: if a photo is missing, or a line of the labels is malformed.
+    """
+    labels = labels or shared_file('models/nano/training_photos.txt')
+    text = [line for line in labels.read_text(encoding='utf-8').splitlines() if line and not line.startswith('#')]
+    lines = [line.split('|') for line in text]
+    for line, fields in zip(text, lines, strict=True):
+        if len(fields) != _N_FIELDS:
+            raise DatasetError(f'{labels} has the line {line!r}, expected file | things | unsure | place')
+    shoots = sorted({_shoot(fields[0].strip()) for fields in lines})
+    apart = set(shoots[_HELD_OUT_EVERY // 2 :: _HELD_OUT_EVERY])
+    photos = []
+    for name, listed, unsure, place in lines:
+        path = folder / f'{name.strip()}.jpg'
+        if not path.is_file():
+            raise DatasetError(f'{path} is missing: delete {folder} and run again')
+        things = tuple(_things(listed))
+        words = tuple(word.replace('_', ' ') for word in unsure.split())
+        photos.append(Photo(path, things, words, place.strip(), _shoot(name.strip()) in apart))
+    return photos
+
+
+def _shoot(name: str) -> str:
+    """Name of the pictures that were taken together."""
+    return re.sub(r'-?\d*$', '', name)
+
+
+def _things(listed: str) -> Iterator[Thing]:
+    for entry in filter(None, (part.strip() for part in listed.split(','))):
+        rest, _, side = entry.partition('@')
+        noun, _, colour = rest.partition(':')
+        if side not in _X or (colour and colour not in COLOURS):
+            raise DatasetError(f'the label {entry!r} has an unknown colour or side (l, m, r)')
+        yield Thing(noun, colour or None, _X[side], 0.5, 0.0)
+
+
+def photo_view(photo: Photo, rng: random.Random) -> tuple[Image.Image, list[Thing]]:
+    """The photo as another camera would have taken it: mirrored or not, cut a little, in other light."""
+    image = Image.open(photo.path)
+    image.draft('RGB', (2 * _SIDE, 2 * _SIDE))
+    image = image.convert('RGB')
+    image.thumbnail((_SIDE, _SIDE), reducing_gap=2.0)
+    left, top, right, bottom = (rng.uniform(0, _CROPPED) for _ in range(4))
+    box = (left * image.width, top * image.height, (1 - right) * image.width, (1 - bottom) * image.height)
+    image = image.crop(tuple(map(round, box)))
+    for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+        image = enhance(image).enhance(rng.uniform(0.75, 1.2))
+    things = list(photo.things)
+    if rng.random() < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        things = [Thing(one.noun, one.colour, _mirrored(one.x), one.y, one.area) for one in things]
+    return image, things
+
+
+def _mirrored(x: float) -> float:
+    """The other side; a thing whose side was not labelled stays on none."""
+    return x if x == _X[''] else 1 - x

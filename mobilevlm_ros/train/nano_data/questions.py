@@ -1,0 +1,238 @@
+"""Questions with exact answers about a picture whose things are known, worded as the runtime words them.
+
+Existence is balanced: as many absent things are asked about as present ones, half of them from the family of something
+that is there. Colours are asked about where a thing has one clear colour, places where it is clearly on one side.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from mobilevlm_ros.runtime.prompt import CHOICE_SUFFIX, SHORT_SUFFIX
+from mobilevlm_ros.train.nano_data.scenes import Thing
+from mobilevlm_ros.train.nano_data.words import COLOURS, MASS, PEOPLE, article, clash, family, joined, plural
+
+__all__ = ['Asked', 'caption_of', 'describe', 'questions_about']
+
+_NUMBERS = ('no', 'one', 'two', 'three', 'four', 'five', 'six')
+_EXISTS = (
+    'Is there {} in the image?',
+    'Is there {}?',
+    'Is there {} here?',
+    'Do you see {}?',
+    'Can you see {}?',
+    'Is there {} in the picture?',
+)
+_SOMEONE = ('Is there a person?', 'Is there a person in the image?', 'Do you see anyone?', 'Is anyone there?')
+_NAMING = ('What is in the image?', 'What object is this?', 'What is this?', 'What do you see?', 'Name the object.')
+_MAIN = ('What is the main object in the image?', 'What is the largest object?', 'What stands out in the image?')
+_DESCRIBE = ('Describe the image.', 'Describe what you see.', 'What does the picture show?', 'Give a short caption.')
+_CLEAR_SIDE, _MIDDLE = 0.12, 0.07
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One question, with the format suffix that the runtime would add, and its answer."""
+
+    kind: str
+    question: str
+    answer: str
+
+
+def questions_about(
+    things: Sequence[Thing],
+    vocabulary: Sequence[str],
+    rng: random.Random,
+    *,
+    place: str = '',
+    unsure: Collection[str] = (),
+    counted: bool = True,
+    most: int = 10,
+) -> list[Asked]:
+    """Up to ``most`` questions, in random order.
+
+    :param vocabulary: nouns that may be asked about.
+    :param unsure: nouns that may be there: never asked about as absent.
+    :param counted: whether ``things`` lists every thing of its kinds; if not, nothing is counted.
+    """
+    counts = Counter(thing.noun for thing in things)
+    present = {*counts, *(('person',) if PEOPLE & set(counts) else ())}
+    absent = _absent(present | set(unsure), vocabulary, max(2, len(present)), rng)
+    asked = _existence(present, absent, rng)
+    asked += _naming(things, counts, absent, rng)
+    for thing in things:
+        if counts[thing.noun] == 1:
+            asked += _colour(thing, rng) + _side(thing, rng)
+    if counted:
+        asked += _counting(counts, absent, rng)
+    if place:
+        asked.append(
+            _short('scene', rng.choice(('What place is this?', 'Where is this?', 'What kind of place is it?')), place)
+        )
+    if counted and rng.random() < 0.2:
+        asked.append(Asked('json', 'List the objects. Reply in JSON.', json.dumps({'objects': sorted(counts)})))
+    kept = sorted(asked, key=lambda one: rng.random() ** (1 / _WEIGHTS.get(one.kind, 1.0)), reverse=True)[:most]
+    rng.shuffle(kept)
+    return kept
+
+
+_WEIGHTS = {'yesno': 1.6, 'naming': 2.0, 'colour': 2.0, 'scene': 2.0, 'place_yesno': 0.7, 'colour_yesno': 0.8}
+"""How likely a question of a kind is kept where there are too many."""
+
+
+def caption_of(things: Sequence[Thing], place: str = '', *, complete: bool = True) -> str:
+    """What alignment learns to say: every thing, its colour, and on which side it is.
+
+    :param complete: whether there is nothing but ``things``; if not and there are none, there is nothing to be said.
+    """
+    if not things:
+        return f'A {place}.' if place else 'There is no object.' if complete else ''
+    where = f' {_WHERE.get(place, f"in {article(place)}")}' if place else ''
+    counts = Counter(thing.noun for thing in things)
+    parts = []
+    for noun in dict.fromkeys(thing.noun for thing in sorted(things, key=lambda thing: thing.x)):
+        if counts[noun] > 1:
+            parts.append(_several(noun, counts[noun]))
+            continue
+        thing = next(one for one in things if one.noun == noun)
+        phrase = article(f'{thing.colour} {noun}' if thing.colour else noun)
+        parts.append(f'{phrase} {_SIDES[_column(thing)]}' if len(things) <= 3 and _column(thing) else phrase)
+    text = f'{joined(parts)}{where}.'
+    return text[:1].upper() + text[1:]
+
+
+def describe(rng: random.Random) -> str:
+    """A request for a caption."""
+    return rng.choice(_DESCRIBE)
+
+
+_WHERE = {
+    'beach': 'on a beach',
+    'city': 'in the city',
+    'home': 'at home',
+    'lake': 'by a lake',
+    'sea': 'by the sea',
+    'street': 'on a street',
+}
+_SIDES = {'left': 'on the left', 'right': 'on the right', 'middle': 'in the middle'}
+
+
+def _column(thing: Thing) -> str:
+    """``left``, ``middle``, ``right``, or nothing where it is neither clearly."""
+    away = thing.x - 0.5
+    if abs(away) < _MIDDLE:
+        return 'middle'
+    return '' if abs(away) < _CLEAR_SIDE else 'left' if away < 0 else 'right'
+
+
+def _short(kind: str, question: str, answer: str) -> Asked:
+    return Asked(kind, question + SHORT_SUFFIX, answer)
+
+
+def _choice(kind: str, question: str, options: list[str], answer: str, rng: random.Random) -> Asked:
+    rng.shuffle(options)
+    return Asked(kind, question + CHOICE_SUFFIX.format(options=', '.join(options)), answer)
+
+
+def _several(noun: str, n: int) -> str:
+    return f'{_NUMBERS[n] if n < len(_NUMBERS) else n} {plural(noun)}' if n > 1 else article(noun)
+
+
+def _absent(present: set[str], vocabulary: Sequence[str], n: int, rng: random.Random) -> list[str]:
+    """Nouns of nothing that is there, half of them of the same families."""
+    fitting = [noun for noun in vocabulary if not any(clash(noun, other) for other in present)]
+    near = [noun for noun in fitting if any(noun in family(other) for other in present)]
+    chosen: list[str] = []
+    for index in range(n):
+        pool = [noun for noun in (near if index % 2 == 0 and near else fitting) if noun not in chosen]
+        if pool:
+            chosen.append(rng.choice(pool))
+    return chosen
+
+
+def _existence(present: set[str], absent: list[str], rng: random.Random) -> list[Asked]:
+    def ask(noun: str, answer: str) -> Asked:
+        question = rng.choice(_SOMEONE) if noun == 'person' else rng.choice(_EXISTS).format(article(noun))
+        return _short('yesno', question, answer)
+
+    there = sorted(present)
+    rng.shuffle(there)
+    n = min(len(there), len(absent), 3) if there else 2
+    # The first absent noun is a near one; a picture without anything has only absent ones.
+    return [ask(noun, 'Yes') for noun in there[:n]] + [ask(noun, 'No') for noun in absent[:n]]
+
+
+def _naming(things: Sequence[Thing], counts: Counter[str], absent: list[str], rng: random.Random) -> list[Asked]:
+    if not things:
+        return []
+    if len(counts) == 1:
+        noun = things[0].noun
+        return [
+            _short('naming', rng.choice(_NAMING), noun),
+            _choice('choice', rng.choice(_NAMING[:4]), [noun, *absent[: rng.randint(1, 3)]], noun, rng),
+        ]
+    asked = []
+    by_area = sorted(things, key=lambda thing: thing.area, reverse=True)
+    if by_area[0].area > 1.8 * by_area[1].area and by_area[0].noun != by_area[1].noun:
+        asked.append(_short('naming', rng.choice(_MAIN), by_area[0].noun))
+    for side in ('left', 'right'):
+        there = {thing.noun for thing in things if (thing.x < 0.5) == (side == 'left')}
+        if len(there) == 1 and all(_column(thing) == side for thing in things if thing.noun in there):
+            asked.append(_short('naming', f'What is on the {side}?', there.pop()))
+    answer = rng.choice(sorted(counts))
+    asked.append(_choice('choice', 'Which one do you see?', [answer, *absent[: rng.randint(1, 3)]], answer, rng))
+    return asked
+
+
+def _colour(thing: Thing, rng: random.Random) -> list[Asked]:
+    if thing.colour is None:
+        return []
+    verb = 'are' if thing.noun in MASS else 'is'
+    other = rng.choice([colour for colour in COLOURS if colour != thing.colour])
+    first = rng.choice((f'What color {verb} the {thing.noun}?', f'What is the color of the {thing.noun}?'))
+    roll = rng.random()
+    if roll < 0.6:
+        named, answer = (thing.colour, 'Yes') if roll < 0.3 else (other, 'No')
+        second = _short('colour_yesno', f'{verb.capitalize()} the {thing.noun} {named}?', answer)
+    else:
+        second = _choice('choice', f'What color {verb} the {thing.noun}?', [thing.colour, other], thing.colour, rng)
+    return [_short('colour', first, thing.colour), second]
+
+
+def _side(thing: Thing, rng: random.Random) -> list[Asked]:
+    verb = 'are' if thing.noun in MASS else 'is'
+    column, asked = _column(thing), []
+    if column in ('left', 'right'):
+        wrong = 'right' if column == 'left' else 'left'
+        if rng.random() < 0.6:
+            asked.append(_short('place', f'{verb.capitalize()} the {thing.noun} on the left or the right?', column))
+        else:
+            named = rng.choice((column, wrong))
+            question = f'{verb.capitalize()} the {thing.noun} on the {named}?'
+            asked.append(_short('place_yesno', question, 'Yes' if named == column else 'No'))
+    if column and rng.random() < 0.6:
+        question = f'Where {verb} the {thing.noun}?'
+        asked.append(_choice('place', question, ['left', 'middle', 'right'], column, rng))
+    if abs(thing.y - 0.5) > 0.16 and rng.random() < 0.5:
+        answer = 'top' if thing.y < 0.5 else 'bottom'
+        asked.append(_short('place', f'{verb.capitalize()} the {thing.noun} at the top or the bottom?', answer))
+    return asked
+
+
+def _counting(counts: Counter[str], absent: list[str], rng: random.Random) -> list[Asked]:
+    asked = []
+    people = sum(counts[noun] for noun in PEOPLE)
+    for noun, n in counts.items():
+        if noun not in MASS and (n > 1 or rng.random() < 0.35):
+            asked.append(_short('count', f'How many {plural(noun)} are there?', str(n)))
+    if people:
+        asked.append(
+            _short('count', rng.choice(('How many people are there?', 'How many people do you see?')), str(people))
+        )
+    if absent and rng.random() < 0.15:
+        asked.append(_short('count', f'How many {plural(absent[0])} are there?', '0'))
+    return asked

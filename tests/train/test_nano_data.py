@@ -1,0 +1,273 @@
+"""nano's data: what is said of a picture is true, nothing is shared by training and what is held out, runs go on."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from nano_sources import BLUE, cutout_png, write_sources
+from PIL import Image
+
+from mobilevlm_ros.errors import DatasetError
+from mobilevlm_ros.runtime.prompt import SHORT_SUFFIX
+from mobilevlm_ros.train.nano_data.colours import main_colour, tinted
+from mobilevlm_ros.train.nano_data.cutouts import Materials, load_materials
+from mobilevlm_ros.train.nano_data.generate import Plan, generate
+from mobilevlm_ros.train.nano_data.photos import Photo, load_photos, photo_view
+from mobilevlm_ros.train.nano_data.questions import caption_of, questions_about
+from mobilevlm_ros.train.nano_data.scenes import Thing, draw_scene
+from mobilevlm_ros.train.nano_data.words import COLOURS, HEIGHTS_M, clash, noun_of
+from mobilevlm_ros.train.records import read_records
+
+VOCABULARY = ['chair', 'sofa', 'table', 'car', 'bus', 'dog', 'cat', 'apple', 'lemon', 'cup', 'laptop', 'person']
+PLAN = Plan(images=12, held_out=6, side=128, questions=8, seed=3)
+
+
+@pytest.fixture(scope='module')
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return write_sources(tmp_path_factory.mktemp('sources'))
+
+
+@pytest.fixture(scope='module')
+def materials(sources: dict[str, Path]) -> tuple[Materials, Materials]:
+    return load_materials(sources['stamps'], sources['furniture'], [sources['backgrounds']])
+
+
+@pytest.fixture(scope='module')
+def photos(sources: dict[str, Path]) -> list[Photo]:
+    return load_photos(sources['photos'], sources['labels'])
+
+
+def thing(noun: str = 'cup', colour: str | None = None, x: float = 0.2, y: float = 0.5, area: float = 0.1) -> Thing:
+    return Thing(noun, colour, x, y, area)
+
+
+things = st.lists(
+    st.builds(
+        Thing,
+        st.sampled_from(['chair', 'car', 'dog', 'cup', 'man', 'scissors']),
+        st.sampled_from([None, *COLOURS]),
+        st.floats(0, 1),
+        st.floats(0, 1),
+        st.floats(0.01, 0.9),
+    ),
+    max_size=4,
+)
+
+
+# -- words and colours --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('name', 'noun'),
+    [
+        ('A red apple.', 'apple'),
+        ('A pineapple.', 'pineapple'),
+        ('Sofa BZ', None),
+        ('Office chair', 'chair'),
+        ('Female sitting', 'woman'),
+        ('Nonsense', None),
+        ('Flat TV', 'television'),
+    ],
+)
+def test_names_become_nouns(name: str, noun: str | None) -> None:
+    assert noun_of(name) == noun
+
+
+@pytest.mark.parametrize('colour', COLOURS)
+def test_a_tinted_cutout_has_the_colour_that_it_is_said_to_have(colour: str) -> None:
+    image = Image.open(io.BytesIO(cutout_png(BLUE))).convert('RGBA')
+    assert main_colour(tinted(image, colour, random.Random(1))) == colour
+
+
+# -- questions ----------------------------------------------------------------------------------------------------
+
+
+@given(things=things, seed=st.integers(0, 1000))
+def test_existence_is_answered_as_it_is(things: list[Thing], seed: int) -> None:
+    present = {one.noun for one in things} | ({'person'} if any(one.noun == 'man' for one in things) else set())
+    for one in questions_about(things, VOCABULARY, random.Random(seed), most=99):
+        if one.kind == 'yesno':
+            words = f' {one.question} '.replace('?', ' ').replace('\n', ' ')
+            named = [noun for noun in [*VOCABULARY, 'man', 'scissors'] if f' {noun} ' in words]
+            if 'anyone' in one.question:
+                named = ['person']
+            assert (one.answer == 'Yes') == bool(present & set(named))
+
+
+@given(things=things, seed=st.integers(0, 1000))
+def test_absent_things_could_not_be_called_what_is_there(things: list[Thing], seed: int) -> None:
+    for one in questions_about(things, VOCABULARY, random.Random(seed), unsure=['table'], most=99):
+        if one.kind == 'yesno' and one.answer == 'No':
+            asked = one.question.removesuffix(SHORT_SUFFIX)
+            assert ' table' not in asked
+            for noun in VOCABULARY:
+                if f' {noun}?' in asked or f' {noun} ' in asked:
+                    assert not any(clash(noun, other.noun) for other in things)
+
+
+def test_existence_is_balanced() -> None:
+    rng, answers = random.Random(0), Counter[str]()
+    for _ in range(300):
+        chosen = [thing(noun) for noun in rng.sample(['chair', 'car', 'dog'], rng.randint(1, 3))]
+        answers.update(one.answer for one in questions_about(chosen, VOCABULARY, rng) if one.kind == 'yesno')
+    assert 0.45 < answers['Yes'] / answers.total() < 0.55
+
+
+def test_half_of_what_is_absent_is_of_the_same_family() -> None:
+    rng = random.Random(0)
+    asked = [one.question for _ in range(200) for one in questions_about([thing('car')], VOCABULARY, rng)]
+    assert sum('bus' in question for question in asked) > 2 * sum('apple' in question for question in asked)
+
+
+@given(things=things, seed=st.integers(0, 1000))
+def test_counts_and_sides_are_those_of_the_things(things: list[Thing], seed: int) -> None:
+    for one in questions_about(things, VOCABULARY, random.Random(seed), most=99):
+        if one.kind == 'count' and one.question.startswith('How many chairs'):
+            assert one.answer == str(sum(other.noun == 'chair' for other in things))
+        if one.kind == 'place' and one.answer in ('left', 'right') and ' chair' in one.question:
+            (chair,) = [other for other in things if other.noun == 'chair']
+            assert (chair.x < 0.5) == (one.answer == 'left')
+
+
+def test_nothing_is_counted_where_not_everything_is_known() -> None:
+    rng = random.Random(0)
+    kinds = {one.kind for _ in range(50) for one in questions_about([thing()], VOCABULARY, rng, counted=False)}
+    assert 'yesno' in kinds
+    assert not kinds & {'count', 'json'}
+
+
+def test_a_caption_names_colour_and_side() -> None:
+    found = caption_of([thing('chair', 'red', 0.2), thing('dog', None, 0.8)], 'room')
+    assert found == 'A red chair on the left and a dog on the right in a room.'
+
+
+def test_a_caption_counts() -> None:
+    assert caption_of([thing('bus'), thing('bus', 'red')]) == 'Two buses.'
+
+
+# -- pictures -----------------------------------------------------------------------------------------------------
+
+
+def test_things_are_where_they_are_said_to_be(materials: tuple[Materials, Materials]) -> None:
+    red = [one for one in materials[0].cutouts if one.noun == 'apple']
+    plain = Materials(red, [Image.new('RGB', (300, 200), (90, 200, 90))])
+    seen = 0
+    for seed in range(40):
+        scene = draw_scene(plain, random.Random(seed))
+        if len(scene.things) == 1 and scene.things[0].colour == 'red' and scene.things[0].area > 0.03:
+            pixels = np.asarray(scene.image).astype(int)
+            xs = np.nonzero((pixels[..., 0] > 110) & (pixels[..., 1] < 90) & (pixels[..., 2] < 90))[1]
+            if len(xs) > 500:
+                seen += 1
+                assert abs(np.median(xs) / scene.image.width - scene.things[0].x) < 0.1
+    assert seen > 3
+
+
+def test_a_picture_is_a_function_of_its_seed(materials: tuple[Materials, Materials]) -> None:
+    one, same = (draw_scene(materials[0], random.Random(5)) for _ in range(2))
+    assert one.things == same.things
+    assert one.image.tobytes() == same.image.tobytes()
+
+
+def test_training_and_held_out_share_nothing_and_training_has_every_noun(
+    materials: tuple[Materials, Materials],
+) -> None:
+    training, apart = materials
+    assert not {one.source for one in training.cutouts} & {one.source for one in apart.cutouts}
+    assert not {one.tobytes() for one in training.backgrounds} & {one.tobytes() for one in apart.backgrounds}
+    assert set(apart.by_noun) == {'apple', 'lemon', 'chair', 'sofa'}
+    assert set(training.by_noun) == {'apple', 'lemon', 'chair', 'sofa', 'man', 'lamp'}
+
+
+def test_a_room_holds_things_that_stand_on_a_floor(materials: tuple[Materials, Materials]) -> None:
+    for seed in range(60):
+        scene = draw_scene(materials[0], random.Random(seed))
+        if scene.place:
+            assert {one.noun for one in scene.things} <= set(HEIGHTS_M)
+
+
+# -- real photos --------------------------------------------------------------------------------------------------
+
+
+def test_the_mirrored_photo_has_its_things_on_the_other_side(photos: list[Photo]) -> None:
+    sides = {photo_view(photos[0], random.Random(seed))[1][0].x for seed in range(12)}
+    assert sides == {0.2, 0.8}
+
+
+def test_every_label_of_this_project_is_of_known_words() -> None:
+    path = Path(__file__).parents[2] / 'models' / 'nano' / 'training_photos.txt'
+    lines = [line for line in path.read_text().splitlines() if not line.startswith('#')]
+    assert len(lines) > 70
+    assert all(line.count('|') == 3 for line in lines)
+    assert len({line.split('|')[0] for line in lines}) == len(lines)
+
+
+@pytest.mark.parametrize('line', ['a | cup', 'a | cup@up | | ', 'a | cup:mauve | | '])
+def test_malformed_labels_are_refused(sources: dict[str, Path], tmp_path: Path, line: str) -> None:
+    labels = tmp_path / 'labels.txt'
+    labels.write_text(f'{line}\n')
+    with pytest.raises(DatasetError, match=r'a \| cup|the label'):
+        load_photos(sources['photos'], labels)
+
+
+def test_a_missing_photo_is_named(sources: dict[str, Path], tmp_path: Path) -> None:
+    labels = tmp_path / 'labels.txt'
+    labels.write_text('nowhere | cup | | \n')
+    with pytest.raises(DatasetError, match=r'nowhere\.jpg is missing'):
+        load_photos(sources['photos'], labels)
+
+
+# -- files --------------------------------------------------------------------------------------------------------
+
+
+def test_the_files_are_data_that_training_reads(
+    tmp_path: Path, materials: tuple[Materials, Materials], photos: list[Photo]
+) -> None:
+    made = generate(tmp_path, materials, photos, PLAN, 'terms')
+
+    for name in ('train.json', 'align.json', 'held_out.json'):
+        assert not read_records(tmp_path / name, tmp_path).problems.total
+    assert made['train']['images'] == 12
+    assert len(read_records(tmp_path / 'align.json', tmp_path)) == 12
+    assert (tmp_path / 'LICENCES.txt').read_text() == 'terms'
+    assert made['train']['photos'] > 0
+
+
+def test_an_interrupted_run_goes_on_to_the_same_files(
+    tmp_path: Path, materials: tuple[Materials, Materials], photos: list[Photo]
+) -> None:
+    class Stopped(Exception):
+        pass
+
+    def stop(done: int, total: int) -> None:
+        if done == 7:
+            raise Stopped
+
+    generate(tmp_path / 'whole', materials, photos, PLAN, '')
+    with pytest.raises(Stopped):
+        generate(tmp_path / 'cut', materials, photos, PLAN, '', on_progress=stop)
+    with (tmp_path / 'cut' / 'journal.jsonl').open('a') as journal:
+        journal.write('{"half": ')
+    generate(tmp_path / 'cut', materials, photos, PLAN, '')
+
+    for path in sorted((tmp_path / 'whole').rglob('*')):
+        if path.is_file():
+            assert (tmp_path / 'cut' / path.relative_to(tmp_path / 'whole')).read_bytes() == path.read_bytes()
+
+
+def test_data_of_another_plan_is_not_mixed_in(
+    tmp_path: Path, materials: tuple[Materials, Materials], photos: list[Photo]
+) -> None:
+    small = Plan(images=1, held_out=0, side=64)
+    generate(tmp_path, materials, photos, small, '')
+    with pytest.raises(DatasetError, match='other options or packages'):
+        generate(tmp_path, materials, photos, Plan(images=1, held_out=0, side=64, seed=1), '')
+    assert len(json.loads((tmp_path / 'train.json').read_text())) == 1
