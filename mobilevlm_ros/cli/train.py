@@ -40,6 +40,9 @@ def add_train(commands: Commands) -> None:
     add('merge', 'Put an adapter into the weights of its base.', _merge)
     add('check', 'Look at dialogues before training on them.', _check)
     add('tokenise', 'Turn raw text into shards for llm-pretrain.', _tokenise)
+    add(
+        'exam', 'How well does a bundle see? Real pictures, and questions that were answered by looking at them.', _exam
+    )
 
 
 class _LateParser(argparse.ArgumentParser):
@@ -109,6 +112,13 @@ def _tokenise(parser: argparse.ArgumentParser) -> None:
 
     add_tokenise_arguments(parser)
     _declare_run(parser, run_tokenise)
+
+
+def _exam(parser: argparse.ArgumentParser) -> None:
+    from mobilevlm_ros.train.exam_command import add_exam_arguments, run_exam
+
+    add_exam_arguments(parser)
+    _declare_run(parser, run_exam)
 
 
 def _nothing(options: argparse.Namespace) -> int:

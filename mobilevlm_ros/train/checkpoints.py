@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mobilevlm_ros.errors import DiskSpaceError, TrainingError
+from mobilevlm_ros.errors import DiskSpaceError, MobileVLMError, TrainingError
 
 __all__ = ['PARTIAL', 'check_room', 'checkpoints', 'disk_errors_named', 'keep_newest', 'newest', 'publish_folder']
 
@@ -84,16 +84,16 @@ def disk_errors_named(folder: Path, last: Path | None) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, RuntimeError) as error:
-        if isinstance(error, DiskSpaceError | TrainingError):
-            raise
+    except MobileVLMError:
+        raise
+    except Exception as error:  # safetensors and torch raise errors of their own
         is_full = isinstance(error, OSError) and error.errno in _FULL
         if is_full or any(sign in str(error) for sign in ('No space left', 'os error 28')):
-            raise DiskSpaceError(f'the disk is full: no checkpoint was written. {_advice(folder, last)}') from error
+            raise DiskSpaceError(f'the disk is full. {_advice(folder, last)}') from error
         if shutil.disk_usage(folder).free < _LEAST_FREE:
-            raise DiskSpaceError(f'the disk of {folder} is full. {_advice(folder, last)}') from error
+            raise DiskSpaceError(f'the disk is full. {_advice(folder, last)}') from error
         if isinstance(error, OSError):
-            raise TrainingError(f'no checkpoint could be written: {error}. {_advice(folder, last)}') from error
+            raise TrainingError(f'{error}. {_advice(folder, last)}') from error
         raise
 
 

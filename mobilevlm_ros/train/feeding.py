@@ -11,16 +11,19 @@ from torch.utils.data import Sampler, SequentialSampler
 
 from mobilevlm_ros.errors import DatasetError, DatasetMissingError, SettingsError
 from mobilevlm_ros.model.config import ModelConfig
+from mobilevlm_ros.model.layout import TOWER_PREFIX
 from mobilevlm_ros.runtime.bundle import sha256_of
 from mobilevlm_ros.runtime.preprocess import PreprocessSpec
 from mobilevlm_ros.train.config import DataConfig, TrainConfig
 from mobilevlm_ros.train.cost_card import sample_length
 from mobilevlm_ros.train.dataset import DialogueDataset, ImageReader, PixelReader, collate
 from mobilevlm_ros.train.dialogue_text import read_dialogues
+from mobilevlm_ros.train.features import FeatureCache, FeatureReader, identity_of
 from mobilevlm_ros.train.packed import PackedDataset, Source
 from mobilevlm_ros.train.records import Records, read_records
 from mobilevlm_ros.train.sampler import ModalityLengthSampler
 from mobilevlm_ros.train.shards import TokenShards
+from mobilevlm_ros.train.starting import StartingPoint
 from mobilevlm_ros.train.tokens import open_tokenizer
 from mobilevlm_ros.train.trainer import Feed
 
@@ -76,26 +79,26 @@ def check_places(data: DataConfig) -> None:
             raise DatasetMissingError(f'data.{key}: there is nothing at {place.absolute()}')
 
 
-def open_supply(config: TrainConfig, model: ModelConfig, tokenizer: Path, micro_batch: int) -> Supply:
+def open_supply(config: TrainConfig, start: StartingPoint, micro_batch: int) -> Supply:
     """Open the data.
 
-    :param tokenizer: file of the vocabulary.
+    :param start: the model that will read it.
     :param micro_batch: samples at once in one process; batches that are grouped are grouped by it.
     :raise DatasetError: if it cannot be trained on.
     """
     if config.data.shards:
-        return _packed(config, model, tokenizer)
-    return _dialogues(config, model, tokenizer, micro_batch)
+        return _packed(config, start.config, start.tokenizer)
+    return _dialogues(config, start, micro_batch)
 
 
-def _dialogues(config: TrainConfig, model: ModelConfig, tokenizer: Path, micro_batch: int) -> Supply:
+def _dialogues(config: TrainConfig, start: StartingPoint, micro_batch: int) -> Supply:
     data = config.data
     records = _read(data)
     dataset = DialogueDataset(
         records,
-        open_tokenizer(tokenizer.parent),
+        open_tokenizer(start.tokenizer),
         data.template,
-        read_image=_image_reader(data, model) if config.has_images else None,
+        read_image=_image_reader(data, start) if config.has_images else None,
         max_tokens=data.max_tokens,
         on_bad=data.on_bad,
     )
@@ -109,7 +112,7 @@ def _dialogues(config: TrainConfig, model: ModelConfig, tokenizer: Path, micro_b
         return f'record {records[index].id} ({records[index].place})'
 
     places = np.unique(np.linspace(0, n - 1, min(n, _MEASURED_SAMPLES)).astype(int)).tolist()
-    lengths = [sample_length(dataset[place], model.n_visual_tokens) for place in places]
+    lengths = [sample_length(dataset[place], start.config.n_visual_tokens) for place in places]
     note = f'{records.problems.total} records left out: {records.problems.summary()}' if records.problems.total else ''
     return Supply(Feed(dataset, dataset.collate, describe), sampler, n, lengths, note)
 
@@ -122,10 +125,17 @@ def _read(data: DataConfig) -> Records:
     return read_records(data.records, data.images, on_bad=data.on_bad)
 
 
-def _image_reader(data: DataConfig, model: ModelConfig) -> ImageReader:
-    if model.vision is None:
-        raise SettingsError(f'{model.name} is a language model alone: it reads no images')
-    return PixelReader(PreprocessSpec(model.vision.image_size, data.aspect, model.vision.mean, model.vision.std))
+def _image_reader(data: DataConfig, start: StartingPoint) -> ImageReader:
+    vision = start.config.vision
+    if vision is None:
+        raise SettingsError(f'{start.config.name} is a language model alone: it reads no images')
+    if data.features is None:
+        return PixelReader(PreprocessSpec(vision.image_size, data.aspect, vision.mean, vision.std))
+    cache = FeatureCache(data.features)
+    names = [name for name in start.tensors if name.startswith(TOWER_PREFIX)]
+    tower = {name.removeprefix(TOWER_PREFIX): start.tensors[name] for name in names}
+    cache.check(identity_of(vision, tower, data.aspect))
+    return FeatureReader(cache)
 
 
 def _packed(config: TrainConfig, model: ModelConfig, tokenizer: Path) -> Supply:

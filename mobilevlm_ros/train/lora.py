@@ -24,9 +24,10 @@ from mobilevlm_ros.errors import CheckpointKindError, CheckpointMissingError, Ch
 from mobilevlm_ros.model.checkpoint import Dtype, LazyWeights, open_checkpoint
 from mobilevlm_ros.model.config import LanguageConfig, ModelConfig
 from mobilevlm_ros.model.mobilevlm import MobileVLM
-from mobilevlm_ros.model.publish import OnProgress, write_checkpoint
+from mobilevlm_ros.model.publish import OnProgress
 from mobilevlm_ros.model.tensor_files import StoredTensor, open_tensor_file
 from mobilevlm_ros.train.config import LoraConfig
+from mobilevlm_ros.train.whole import write_whole
 
 __all__ = [
     'NON_LORA',
@@ -184,7 +185,7 @@ def merge_adapter(
                 )
         _check_fits(adapter, opened.tensors, base)
         merged = AdaptedWeights(_Overlaid(opened.tensors, over), adapter)
-        return write_checkpoint(out, opened.config, merged, opened.tokenizer, dtype=dtype, on_progress=on_progress)
+        return write_whole(out, opened.config, merged, opened.tokenizer, dtype=dtype, on_progress=on_progress)
 
 
 def _check_fits(adapter: Path, tensors: LazyWeights, base: Path) -> None:

@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 
 from mobilevlm_ros.model.layout import PROJECTOR_PREFIX
 from mobilevlm_ros.model.mobilevlm import published_name
-from mobilevlm_ros.model.publish import OnProgress, write_checkpoint
+from mobilevlm_ros.model.publish import OnProgress
 from mobilevlm_ros.model.side_files import side_files
 from mobilevlm_ros.train.checkpoints import publish_folder
 from mobilevlm_ros.train.config import TrainConfig
 from mobilevlm_ros.train.lora import save_adapter
 from mobilevlm_ros.train.starting import StartingPoint
+from mobilevlm_ros.train.whole import write_whole
 
 __all__ = ['ADAPTER', 'MODEL', 'PROJECTOR', 'write_product']
 
@@ -92,7 +93,7 @@ def write_product(
         model = config.out / MODEL
         shutil.rmtree(model, ignore_errors=True)  # of an earlier end of this run
         weights = _Trained(start.tensors, learned)
-        written['model'] = write_checkpoint(
+        written['model'] = write_whole(
             model, start.config, weights, start.tokenizer, dtype=config.saving.dtype, on_progress=on_progress
         )
     return written

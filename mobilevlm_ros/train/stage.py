@@ -84,7 +84,7 @@ def run_stage(
     micro_batch, accumulated = micro_batches(config, n_processes)
     with ExitStack() as files:
         start = open_start(config, files)
-        supply = open_supply(config, start.config, start.tokenizer, micro_batch)
+        supply = open_supply(config, start, micro_batch)
         if supply.note:
             console.print(f'· {supply.note}', highlight=False)
         set_seed(config.schedule.seed)
@@ -121,7 +121,8 @@ def run_stage(
             return Outcome(step, False, {}, card)
         console.print('· writing the product', highlight=False)
         settings = trainee.model.language.peft_config['default'].to_dict() if config.lora else None
-        return Outcome(step, False, write_product(config, start, trained, settings), card)
+        with disk_errors_named(config.out, newest(config.out / CHECKPOINTS)):
+            return Outcome(step, False, write_product(config, start, trained, settings), card)
 
 
 def _run(
@@ -234,7 +235,10 @@ def _spread(parallel: Parallel) -> dict[str, Any]:
     if parallel.deepspeed is not None:
         return {'deepspeed': str(_shipped(parallel.deepspeed, 'parallel.deepspeed'))}
     if parallel.fsdp is not None:
-        return {'fsdp': True, 'fsdp_config': _fsdp_settings(_shipped(parallel.fsdp, 'parallel.fsdp'))}
+        path = _shipped(parallel.fsdp, 'parallel.fsdp')
+        if not torch.cuda.is_available():
+            raise SettingsError('parallel.fsdp needs GPUs, and there is none here: set parallel.fsdp=null')
+        return {'fsdp': True, 'fsdp_config': _fsdp_settings(path)}
     return {}
 
 

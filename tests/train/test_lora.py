@@ -9,7 +9,7 @@ import pytest
 import tiny_checkpoints
 import torch
 
-from mobilevlm_ros.errors import CheckpointKindError, CheckpointMissingError, CheckpointShapeError
+from mobilevlm_ros.errors import CheckpointError, CheckpointKindError, CheckpointMissingError, CheckpointShapeError
 from mobilevlm_ros.model.checkpoint import open_checkpoint
 from mobilevlm_ros.model.layout import PROJECTOR_PREFIX, projector_tensors
 from mobilevlm_ros.model.manifest import read_manifest
@@ -83,6 +83,20 @@ def test_merging_is_what_peft_defines(base: Path, tmp_path: Path) -> None:
     with open_checkpoint(merged) as opened, open_checkpoint(base) as before:
         expected = torch.from_numpy(before.tensors[name]) + 2.0 * b @ a
         torch.testing.assert_close(torch.from_numpy(opened.tensors[name]), expected)
+
+
+def test_what_is_said_of_the_tokenizer_stays(base: Path, tmp_path: Path) -> None:
+    """Special tokens of another vocabulary than LLaMA's."""
+    (base / 'tokenizer_config.json').write_text('{"eos_token": "<|im_end|>"}')
+    config = json.loads((base / 'config.json').read_text())
+    (base / 'config.json').write_text(json.dumps(config | {'eos_token_id': 7}))
+    merged = merge_adapter(base, adapter_of(tmp_path / 'adapter'), tmp_path / 'out')
+
+    assert json.loads((merged / 'tokenizer_config.json').read_text()) == {'eos_token': '<|im_end|>'}
+    assert json.loads((merged / 'config.json').read_text())['eos_token_id'] == 7
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['adapter', 'base', 'out']
+    with pytest.raises(CheckpointError, match='exists already'):
+        merge_adapter(base, tmp_path / 'adapter', tmp_path / 'out')
 
 
 def test_settings_are_json(tmp_path: Path) -> None:

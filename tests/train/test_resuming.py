@@ -329,6 +329,19 @@ def test_a_full_disk_leaves_the_last_checkpoint(
     assert run_stage(config, resume=True).step == STEPS
 
 
+def test_a_disk_that_fills_up_with_the_product(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last checkpoint is that of the last step: only the product is made again."""
+    config = lora(tmp_path, base, schedule={'max_steps': 2})
+    monkeypatch.setattr('mobilevlm_ros.train.whole._copy_ids', full)
+    with pytest.raises(DiskSpaceError, match=r'the disk is full\. checkpoint-2 is intact'):
+        run_stage(config)
+    assert not (config.out / 'model').exists()
+    monkeypatch.undo()
+
+    assert (run_stage(config, resume=True).products['model'] / 'config.json').is_file()
+    assert len(losses(config)) == 2
+
+
 def test_room_is_looked_at_before_writing(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import shutil
 

@@ -15,11 +15,19 @@ import torch
 from safetensors.torch import load_file
 
 from mobilevlm_ros.build.adapter_gguf import write_adapter_gguf
-from mobilevlm_ros.errors import CheckpointError, DependencyError, MobileVLMError, SettingsError, TrainingError
+from mobilevlm_ros.errors import (
+    CheckpointError,
+    DatasetError,
+    DependencyError,
+    MobileVLMError,
+    SettingsError,
+    TrainingError,
+)
 from mobilevlm_ros.model.checkpoint import open_checkpoint
 from mobilevlm_ros.model.layout import PROJECTOR_PREFIX, TOWER_PREFIX
 from mobilevlm_ros.model.mobilevlm import MobileVLM, load_mobilevlm
 from mobilevlm_ros.train.config import LoraConfig, TrainConfig
+from mobilevlm_ros.train.features import fill_cache, identity_of, load_tower
 from mobilevlm_ros.train.lora import add_adapters, merge_adapter
 from mobilevlm_ros.train.progress import read_log
 from mobilevlm_ros.train.stage import Outcome, run_stage
@@ -192,6 +200,30 @@ def test_from_random_weights(tmp_path: Path, bases: dict[str, Path], monkeypatch
     assert read_log(config.out)[0]['loss'] == pytest.approx(np.log(len(tiny_checkpoints.VOCABULARY[0])), rel=0.05)
 
 
+def test_features_instead_of_pixels(bases: dict[str, Path], tmp_path: Path) -> None:
+    """The same losses as with pixels, but for what float16 rounds; the product has its tower."""
+    tiny_runs.write_data(tmp_path)
+    with open_checkpoint(bases['vlm']) as opened:
+        vision = opened.config.vision
+        assert vision is not None
+        identity = identity_of(vision, opened.vision_weights, 'pad')
+        images = sorted((tmp_path / 'images').iterdir())
+        options = {'mean': vision.mean, 'std': vision.std}
+        fill_cache(tmp_path / 'features', images, load_tower(opened), identity, **options)
+    pixels = tiny_runs.config(tmp_path, 'instruct', bases['vlm'], out=str(tmp_path / 'pixels'))
+    data = {'features': str(tmp_path / 'features')}
+    features = tiny_runs.config(tmp_path, 'instruct', bases['vlm'], out=str(tmp_path / 'cached'), data=data)
+    run_stage(pixels)
+    outcome = run_stage(features)
+
+    losses = [[line['loss'] for line in read_log(config.out)] for config in (pixels, features)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2)
+    assert any(name.startswith(TOWER_PREFIX) for name in tensors(outcome.products['model']))
+    with pytest.raises(DatasetError, match='have aspect pad, the model needs square'):
+        square = tiny_runs.config(tmp_path, 'instruct', bases['vlm'], data=data | {'aspect': 'square'})
+        run_stage(square)
+
+
 # -- adapters -------------------------------------------------------------------------------------------------------
 
 
@@ -251,6 +283,19 @@ def test_a_missing_library_is_named(
     stage = 'qlora' if library == 'bitsandbytes' else 'lora'
     with pytest.raises(DependencyError, match=rf'needs {library}, which is not installed: pip install .*{advice}'):
         run_stage(tiny_runs.config(tmp_path, stage, bases['vlm'], **sections))
+
+
+def test_qlora_learns(bases: dict[str, Path], tmp_path: Path) -> None:
+    """On the CPU, too, where bitsandbytes is installed: four bits below, adapters above."""
+    pytest.importorskip('bitsandbytes', reason='bitsandbytes is not installed')
+    tiny_runs.write_data(tmp_path)
+    rates = {'projector': 5e-3, 'language': 1e-2}
+    config = tiny_runs.config(tmp_path, 'qlora', bases['vlm'], learning_rate=rates, schedule={'max_steps': 24})
+    outcome = run_stage(config)
+    losses = [line['loss'] for line in read_log(config.out)]
+
+    assert np.mean(losses[:2]) / np.mean(losses[-4:]) > 2.0
+    assert {'adapter', 'model'} == outcome.products.keys()
 
 
 # -- what may not learn ---------------------------------------------------------------------------------------------
@@ -315,6 +360,15 @@ def test_what_is_missing_is_named_at_once(
     with pytest.raises(MobileVLMError, match=message):
         run_stage(tiny_runs.config(tmp_path, 'align', bases['vlm'], **sections))
     assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
+def test_fsdp_without_a_gpu_is_refused(bases: dict[str, Path], tmp_path: Path) -> None:
+    """Accelerate would train without it and say nothing."""
+    tiny_runs.write_data(tmp_path)
+    parallel = {'fsdp': 'config/train/fsdp.yaml'}
+    with pytest.raises(SettingsError, match=r'parallel\.fsdp needs GPUs.*parallel\.fsdp=null'):
+        run_stage(tiny_runs.config(tmp_path, 'align', bases['vlm'], parallel=parallel))
 
 
 def test_a_language_model_alone_needs_eyes(bases: dict[str, Path], tmp_path: Path) -> None:
