@@ -78,6 +78,7 @@ def write_nano_base(
     weights: dict[str, NDArray[np.float32]] = {
         name if name.startswith(PROJECTOR_PREFIX) else TOWER_PREFIX + name: value
         for name, value in source.vision_weights().items()
+        if name.startswith((PROJECTOR_PREFIX, 'vision_model.'))  # CLIP's way to its text tower is of no use here
     }
     positions = TOWER_PREFIX + _POSITIONS
     weights[positions] = interpolate_positions(weights[positions], vision.grid)

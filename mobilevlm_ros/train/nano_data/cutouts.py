@@ -28,6 +28,7 @@ _BACKGROUND_SIDE = 900
 _LEAST_BYTES = 60_000
 _UNFIT_STAMPS = re.compile(r'cartoon|symbols|seasonal|flags|_mirror')
 _TINTABLE_STAMPS = re.compile(r'clothes|household|vehicles/auto|sports')
+_OWN_COLOURS = frozenset(('man', 'woman', 'boy', 'girl', 'plant', 'tree', 'flower', 'dog', 'cat', 'fireplace'))
 # Wallpapers that show something with a name, and drawings.
 _UNFIT_BACKGROUNDS = re.compile(
     'ColorfulCups|LadyBird|Kite|BytheWater|Konqui|Elephants|Butterfly|TwoWings|Flower|logo|images_dark|1080x1920|'
@@ -140,8 +141,7 @@ def _cutout(data: bytes, name: str, source: str, *, tintable: bool) -> Iterator[
         return
     image = image.crop(box)
     image.thumbnail((_SIDE, _SIDE))
-    people = noun in ('man', 'woman', 'boy', 'girl')
-    yield Cutout(noun, image, source, main_colour(image), tintable and not people)
+    yield Cutout(noun, image, source, main_colour(image), tintable and noun not in _OWN_COLOURS)
 
 
 def _is_background(path: Path) -> bool:

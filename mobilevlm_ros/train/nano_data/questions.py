@@ -157,6 +157,8 @@ def _absent(present: set[str], vocabulary: Sequence[str], n: int, rng: random.Ra
 def _existence(present: set[str], absent: list[str], rng: random.Random) -> list[Asked]:
     def ask(noun: str, answer: str) -> Asked:
         question = rng.choice(_SOMEONE) if noun == 'person' else rng.choice(_EXISTS).format(article(noun))
+        if noun in MASS:
+            question = question.replace('Is there', 'Are there')
         return _short('yesno', question, answer)
 
     there = sorted(present)

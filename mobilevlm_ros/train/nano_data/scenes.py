@@ -120,7 +120,7 @@ def _anywhere(materials: Materials, size: tuple[int, int], rng: random.Random) -
     """On a photo or a plain ground, of any size and at any place."""
     width, height = size
     canvas = _photo(materials, size, rng) if rng.random() < 0.7 else _flat(size, rng)
-    n = rng.choice((0, 1, 1, 1, 1, 2, 2, 2, 3, 4))
+    n = rng.choice((0, *(1,) * 7, *(2,) * 6, 3, 3, 4, 4))
     common = [noun for noun in materials.by_noun if noun in HEIGHTS_M]
     every = list(materials.by_noun)
     chosen = [_pick(materials, common if common and rng.random() < 0.45 else every, rng) for _ in range(n)]
@@ -158,7 +158,7 @@ def _paste(canvas: Image.Image, placed: Placed, rng: random.Random) -> tuple[Ima
     drawn: list[tuple[Thing, NDArray[np.bool_], int]] = []
     for cutout, shape, corner in placed:
         image, colour = cutout.image, cutout.colour
-        if cutout.tintable and rng.random() < 0.4:
+        if cutout.tintable and rng.random() < 0.35:
             colour = rng.choice(COLOURS)
             image = tinted(image, colour, rng)
         if rng.random() < 0.5 and 'sign' not in cutout.noun:
