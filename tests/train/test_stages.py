@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import io
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 import tiny_checkpoints
 import tiny_runs
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
 from mobilevlm_ros.build.adapter_gguf import write_adapter_gguf
@@ -222,6 +225,25 @@ def test_features_instead_of_pixels(bases: dict[str, Path], tmp_path: Path) -> N
     with pytest.raises(DatasetError, match='have aspect pad, the model needs square'):
         square = tiny_runs.config(tmp_path, 'instruct', bases['vlm'], data=data | {'aspect': 'square'})
         run_stage(square)
+
+
+@pytest.mark.parametrize('form', ['vicuna', 'alpaca'])
+def test_sft_reads_what_is_published(bases: dict[str, Path], tmp_path: Path, form: str) -> None:
+    """ShareGPT's dialogues with Vicuna's template, Alpaca's instructions with its own."""
+    turns = [{'from': who, 'value': text} for who, text in (('human', 'is it'), ('gpt', 'yes'), ('human', 'the car'))]
+    records = {
+        'vicuna': {'id': 'x', 'conversations': [*turns, {'from': 'gpt', 'value': 'no'}]},
+        'alpaca': {'instruction': 'is it', 'input': 'the car', 'output': 'yes'},
+    }
+    (tmp_path / 'records.json').write_text(json.dumps([records[form]] * 4 + [{'nothing': 1}]))
+    data = {'format': form, 'template': {'vicuna': 'v1'}.get(form, form), 'on_bad': 'skip'}
+    config = tiny_runs.config(tmp_path, 'sft', bases['llm'], data=data)
+    said = io.StringIO()
+    run_stage(config, console=Console(file=said, width=200))
+    losses = [line['loss'] for line in read_log(config.out)]
+
+    assert losses[0] > 5 * losses[-1]
+    assert '1 records left out' in said.getvalue()
 
 
 # -- adapters -------------------------------------------------------------------------------------------------------
