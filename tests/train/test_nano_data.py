@@ -234,9 +234,9 @@ def test_the_files_are_data_that_training_reads(
     made = generate(tmp_path, materials, photos, PLAN, 'terms')
 
     for name in ('train.json', 'align.json', 'held_out.json'):
-        assert not read_records(tmp_path / name, tmp_path).problems.total
+        assert not read_records(tmp_path / name, tmp_path / 'images').problems.total
     assert made['train']['images'] == 12
-    assert len(read_records(tmp_path / 'align.json', tmp_path)) == 12
+    assert len(read_records(tmp_path / 'align.json', tmp_path / 'images')) == 12
     assert (tmp_path / 'LICENCES.txt').read_text() == 'terms'
     assert made['train']['photos'] > 0
 

@@ -15,11 +15,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from mobilevlm_ros.errors import DatasetError
 from mobilevlm_ros.train.nano_data.colours import main_colour
-from mobilevlm_ros.train.nano_data.words import noun_of
+from mobilevlm_ros.train.nano_data.words import PEOPLE, noun_of
 
 __all__ = ['Cutout', 'Materials', 'load_materials']
 
@@ -137,11 +138,12 @@ def _cutout(data: bytes, name: str, source: str, *, tintable: bool) -> Iterator[
     image = Image.open(io.BytesIO(data)).convert('RGBA')
     alpha = image.getchannel('A')
     box = alpha.point(lambda value: 255 * (value > 40)).getbbox()
-    if box is None or alpha.getextrema()[0] > 200:  # nothing, or no transparency
+    if box is None or np.asarray(alpha).min() > 200:  # nothing, or no transparency
         return
     image = image.crop(box)
     image.thumbnail((_SIDE, _SIDE))
-    yield Cutout(noun, image, source, main_colour(image), tintable and noun not in _OWN_COLOURS)
+    colour = None if noun in PEOPLE else main_colour(image)  # clothes have colours, people are not asked for theirs
+    yield Cutout(noun, image, source, colour, tintable and noun not in _OWN_COLOURS)
 
 
 def _is_background(path: Path) -> bool:
@@ -155,8 +157,8 @@ def _group(path: Path) -> str:
 
 
 def _small(path: Path) -> Image.Image:
-    image = Image.open(path)
-    image.draft('RGB', (_BACKGROUND_SIDE, _BACKGROUND_SIDE))
-    image = image.convert('RGB')
+    file = Image.open(path)
+    file.draft('RGB', (_BACKGROUND_SIDE, _BACKGROUND_SIDE))
+    image = file.convert('RGB')
     image.thumbnail((_BACKGROUND_SIDE, _BACKGROUND_SIDE), reducing_gap=2.0)
     return image

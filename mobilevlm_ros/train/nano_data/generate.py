@@ -2,7 +2,8 @@
 
 Picture ``i`` is a function of the seed, the split and ``i`` alone. Each is noted in a journal when it is whole on the
 disk, so that a run that was interrupted goes on after the last one. ``train.json`` has several questions a picture,
-``align.json`` one caption, ``held_out.json`` questions about objects, backgrounds and photos that training never sees.
+``align.json`` one caption, ``held_out.json`` questions about objects, backgrounds and photos that training never sees;
+paths in them are relative to ``images/``.
 """
 
 from __future__ import annotations
@@ -163,7 +164,7 @@ def _write(out: Path, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
         store(f'{split}.json', [_record(entry) for entry in chosen if entry['asked']])
     trained = [entry for entry in entries if entry['split'] == 'train']
     captions = [
-        {'id': one['id'], 'image': one['image'], 'conversations': _turns([(one['request'], one['caption'])])}
+        {'id': one['id'], 'image': Path(one['image']).name, 'conversations': _turns([(one['request'], one['caption'])])}
         for one in trained
         if one['caption']
     ]
@@ -179,7 +180,7 @@ def _record(entry: dict[str, Any]) -> dict[str, Any]:
     turns = _turns([(one.question, one.answer) for one in asked])
     return {
         'id': entry['id'],
-        'image': entry['image'],
+        'image': Path(entry['image']).name,
         'conversations': turns,
         'kinds': [one.kind for one in asked],
         'source': entry['source'],

@@ -80,13 +80,15 @@ def _things(listed: str) -> Iterator[Thing]:
 
 def photo_view(photo: Photo, rng: random.Random) -> tuple[Image.Image, list[Thing]]:
     """The photo as another camera would have taken it: mirrored or not, cut a little, in other light."""
-    image = Image.open(photo.path)
-    image.draft('RGB', (2 * _SIDE, 2 * _SIDE))
-    image = image.convert('RGB')
+    file = Image.open(photo.path)
+    file.draft('RGB', (2 * _SIDE, 2 * _SIDE))
+    image = file.convert('RGB')
     image.thumbnail((_SIDE, _SIDE), reducing_gap=2.0)
     left, top, right, bottom = (rng.uniform(0, _CROPPED) for _ in range(4))
-    box = (left * image.width, top * image.height, (1 - right) * image.width, (1 - bottom) * image.height)
-    image = image.crop(tuple(map(round, box)))
+    width, height = image.size
+    image = image.crop(
+        (round(left * width), round(top * height), round((1 - right) * width), round((1 - bottom) * height))
+    )
     for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
         image = enhance(image).enhance(rng.uniform(0.75, 1.2))
     things = list(photo.things)
