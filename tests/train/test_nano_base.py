@@ -13,6 +13,7 @@ from mobilevlm_ros.build.nano import NanoSource
 from mobilevlm_ros.build.stages import SilentReporter
 from mobilevlm_ros.errors import CheckpointError
 from mobilevlm_ros.model.checkpoint import Checkpoint, open_checkpoint
+from mobilevlm_ros.runtime.language.llamacpp_library import load_library
 from mobilevlm_ros.train.nano_base import interpolate_positions, write_nano_base
 from mobilevlm_ros.train.tokens import open_tokenizer
 
@@ -59,6 +60,7 @@ class TestReal:
             np.testing.assert_array_equal(base.vision_weights[name], expected[name])
 
     def test_the_language_model_says_what_the_bundles_says(self, base: Checkpoint, tmp_path: Path) -> None:
+        load_library()  # before llama_cpp is imported in any other way
         import llama_cpp
 
         from mobilevlm_ros.model.mobilevlm import load_mobilevlm

@@ -17,6 +17,7 @@ import logging
 import os
 import platform
 import re
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -182,6 +183,8 @@ def preload() -> None:
     """Load the compiled library, where there is one for this machine; to be called before llama.cpp is loaded."""
     global _kernel, _choice
     path, reason = _compiled()
+    if 'llama_cpp' in sys.modules:  # whose functions may be bound already, or not yet: there is no telling
+        path, reason = None, 'llama_cpp was imported before this package loaded it'
     if path is None:
         _choice = Choice((), reason)
         return

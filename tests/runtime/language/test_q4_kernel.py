@@ -33,6 +33,7 @@ PRODUCTS: tuple[Product, ...] = ('gemm', 'gemv')
 @pytest.fixture(scope='module')
 def kernel() -> Q4Kernel:
     load_library()
+    assert 'imported before' not in q4_kernel.choice().reason, 'a test imports llama_cpp by itself: use load_library()'
     found = q4_kernel.kernel()
     if found is None or not found.theirs:
         pytest.skip(f'no kernel on this machine: {q4_kernel.choice().reason}')
@@ -199,6 +200,7 @@ def test_a_comparison_may_leave_llamacpp_as_it_is(kernel: Q4Kernel) -> None:
         ('q4_kernel.platform.machine = lambda: "aarch64"', 'there is no kernel for aarch64'),
         ('q4_kernel._cpu_flags = lambda: {"avx2"}', 'this CPU has no f16c, fma'),
         ('q4_kernel.__file__ = "/nowhere/x.py"', 'it was not compiled when this package was installed'),
+        ('import llama_cpp', 'llama_cpp was imported before'),
     ],
 )
 def test_without_them_llamacpp_does_the_work(work: str, reason: str) -> None:
@@ -240,6 +242,7 @@ def test_a_library_of_something_else_is_named(monkeypatch: pytest.MonkeyPatch) -
     libc = ctypes.util.find_library('c')
     assert libc is not None
     monkeypatch.setattr(q4_kernel, '_compiled', lambda: (Path(libc), ''))
+    monkeypatch.delitem(sys.modules, 'llama_cpp', raising=False)
     monkeypatch.setattr(q4_kernel, '_kernel', None)
     monkeypatch.setattr(q4_kernel, '_choice', None)
 
