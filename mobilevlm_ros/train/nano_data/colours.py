@@ -24,6 +24,8 @@ _TINTS = {
     'black': (28, 28, 30), 'white': (240, 240, 240), 'gray': (128, 128, 128),
 }  # fmt: skip
 _SURE = 0.55
+_UNNAMED = len(COLOURS)
+"""The index of beige, which people call by many names."""
 _FEWEST_PIXELS = 100
 
 
@@ -33,19 +35,20 @@ def main_colour(image: Image.Image) -> str | None:
     opaque = np.ascontiguousarray(pixels[pixels[..., 3] > 200][:, :3])
     if len(opaque) < _FEWEST_PIXELS:
         return None
-    counts = np.bincount(_indices(opaque), minlength=len(COLOURS))
+    counts = np.bincount(_indices(opaque), minlength=_UNNAMED + 1)
     best = int(counts.argmax())
-    return COLOURS[best] if counts[best] > _SURE * len(opaque) else None
+    return COLOURS[best] if best != _UNNAMED and counts[best] > _SURE * len(opaque) else None
 
 
 def _indices(rgb: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Index into ``COLOURS`` of each pixel, uint8 ``[n, 3]``."""
+    """Index into ``COLOURS`` of each pixel, uint8 ``[n, 3]``; or ``_UNNAMED``."""
     hsv = cv2.cvtColor(rgb.reshape(1, -1, 3), cv2.COLOR_RGB2HSV)[0].astype(int)
     hue, saturation, value = hsv[:, 0] * 2, hsv[:, 1], hsv[:, 2]
     found = np.full(len(rgb), COLOURS.index('gray'))
     for low, high, name in _HUES:
         found[(hue >= low) & (hue < high)] = COLOURS.index(name)
     found[(hue >= 8) & (hue < 45) & (value < 165)] = COLOURS.index('brown')
+    found[(hue >= 14) & (hue < 50) & (value >= 165) & (saturation < 120)] = _UNNAMED
     found[((hue < 14) | (hue >= 340)) & (saturation < 110) & (value > 180)] = COLOURS.index('pink')
     pale = (saturation < 38) | (value < 45)
     found[pale & (value >= 60) & (value < 195)] = COLOURS.index('gray')

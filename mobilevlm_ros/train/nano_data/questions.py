@@ -14,7 +14,17 @@ from dataclasses import dataclass
 
 from mobilevlm_ros.runtime.prompt import CHOICE_SUFFIX, SHORT_SUFFIX
 from mobilevlm_ros.train.nano_data.scenes import Thing
-from mobilevlm_ros.train.nano_data.words import COLOURS, MASS, PEOPLE, article, clash, family, joined, plural
+from mobilevlm_ros.train.nano_data.words import (
+    COLOURS,
+    MASS,
+    PEOPLE,
+    PLURAL_ONLY,
+    article,
+    clash,
+    family,
+    joined,
+    plural,
+)
 
 __all__ = ['Asked', 'caption_of', 'describe', 'questions_about']
 
@@ -157,7 +167,7 @@ def _absent(present: set[str], vocabulary: Sequence[str], n: int, rng: random.Ra
 def _existence(present: set[str], absent: list[str], rng: random.Random) -> list[Asked]:
     def ask(noun: str, answer: str) -> Asked:
         question = rng.choice(_SOMEONE) if noun == 'person' else rng.choice(_EXISTS).format(article(noun))
-        if noun in MASS:
+        if noun in PLURAL_ONLY:
             question = question.replace('Is there', 'Are there')
         return _short('yesno', question, answer)
 
@@ -193,7 +203,7 @@ def _naming(things: Sequence[Thing], counts: Counter[str], absent: list[str], rn
 def _colour(thing: Thing, rng: random.Random) -> list[Asked]:
     if thing.colour is None:
         return []
-    verb = 'are' if thing.noun in MASS else 'is'
+    verb = 'are' if thing.noun in PLURAL_ONLY else 'is'
     other = rng.choice([colour for colour in COLOURS if colour != thing.colour])
     first = rng.choice((f'What color {verb} the {thing.noun}?', f'What is the color of the {thing.noun}?'))
     roll = rng.random()
@@ -206,7 +216,7 @@ def _colour(thing: Thing, rng: random.Random) -> list[Asked]:
 
 
 def _side(thing: Thing, rng: random.Random) -> list[Asked]:
-    verb = 'are' if thing.noun in MASS else 'is'
+    verb = 'are' if thing.noun in PLURAL_ONLY else 'is'
     column, asked = _column(thing), []
     if column in ('left', 'right'):
         wrong = 'right' if column == 'left' else 'left'

@@ -9,11 +9,24 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-__all__ = ['COLOURS', 'HEIGHTS_M', 'MASS', 'PEOPLE', 'article', 'clash', 'family', 'joined', 'noun_of', 'plural']
+__all__ = [
+    'COLOURS',
+    'HEIGHTS_M',
+    'MASS',
+    'PEOPLE',
+    'PLURAL_ONLY',
+    'article',
+    'clash',
+    'family',
+    'joined',
+    'noun_of',
+    'plural',
+]
 
 COLOURS = ('red', 'orange', 'yellow', 'green', 'blue', 'purple', 'pink', 'brown', 'black', 'white', 'gray')
 PEOPLE = frozenset(('man', 'woman', 'boy', 'girl', 'person'))
-MASS = frozenset(('scissors', 'pants', 'shoes', 'cherries', 'grapes', 'corn', 'broccoli', 'garlic', 'lettuce', 'bread'))
+PLURAL_ONLY = frozenset(('scissors', 'pants', 'shoes', 'cherries', 'grapes'))
+MASS = PLURAL_ONLY | {'corn', 'broccoli', 'garlic', 'lettuce', 'bread'}
 """Nouns without an article."""
 
 # Pattern on the lower-case name, noun; the first that matches counts, an empty noun means: do not use.
