@@ -20,6 +20,7 @@ DOCS = (
     'docs/troubleshooting.md',
     'docs/models.md',
     'docs/tensorrt.md',
+    'docs/training.md',
     'models/nano/README.md',
 )
 

@@ -6,6 +6,7 @@ Robots have none of the libraries that training needs, so a command declares its
 from __future__ import annotations
 
 import argparse
+import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,6 +25,21 @@ STAGES = {
     'qlora': 'The same, with the frozen language model in 4 or 8 bits.',
 }
 
+# name: summary, module, and what its functions add_..._arguments and run_... are called after
+OTHERS = {
+    'merge': ('Put an adapter into the weights of its base.', 'command', 'merge'),
+    'check': ('Look at dialogues before training on them.', 'check_command', 'check'),
+    'tokenise': ('Turn raw text into shards for llm-pretrain.', 'tokenise', 'tokenise'),
+    'features': ('Compute what the frozen vision tower sees in pictures, once.', 'nano_data.command', 'features'),
+    'exam': (
+        'How well does a bundle see? Real pictures, and questions that were answered by looking at them.',
+        'exam_command',
+        'exam',
+    ),
+    'nano-base': ("Put nano's frozen parts together, as a checkpoint to train on.", 'nano_data.command', 'base'),
+    'nano-data': ("Make nano's training data from packages.", 'nano_data.command', 'data'),
+}
+
 Declare = Callable[[argparse.ArgumentParser], None]
 
 
@@ -37,12 +53,8 @@ def add_train(commands: Commands) -> None:
 
     for stage, summary in STAGES.items():
         add(stage, summary, _stage(stage))
-    add('merge', 'Put an adapter into the weights of its base.', _merge)
-    add('check', 'Look at dialogues before training on them.', _check)
-    add('tokenise', 'Turn raw text into shards for llm-pretrain.', _tokenise)
-    add(
-        'exam', 'How well does a bundle see? Real pictures, and questions that were answered by looking at them.', _exam
-    )
+    for name, (summary, module, what) in OTHERS.items():
+        add(name, summary, _other(module, what))
 
 
 class _LateParser(argparse.ArgumentParser):
@@ -93,32 +105,13 @@ def _stage(stage: str) -> Declare:
     return declare
 
 
-def _merge(parser: argparse.ArgumentParser) -> None:
-    from mobilevlm_ros.train.command import add_merge_arguments, run_merge
+def _other(module: str, what: str) -> Declare:
+    def declare(parser: argparse.ArgumentParser) -> None:
+        found = importlib.import_module(f'mobilevlm_ros.train.{module}')
+        getattr(found, f'add_{what}_arguments')(parser)
+        _declare_run(parser, getattr(found, f'run_{what}'))
 
-    add_merge_arguments(parser)
-    _declare_run(parser, run_merge)
-
-
-def _check(parser: argparse.ArgumentParser) -> None:
-    from mobilevlm_ros.train.check_command import add_check_arguments, run_check
-
-    add_check_arguments(parser)
-    _declare_run(parser, run_check)
-
-
-def _tokenise(parser: argparse.ArgumentParser) -> None:
-    from mobilevlm_ros.train.tokenise import add_tokenise_arguments, run_tokenise
-
-    add_tokenise_arguments(parser)
-    _declare_run(parser, run_tokenise)
-
-
-def _exam(parser: argparse.ArgumentParser) -> None:
-    from mobilevlm_ros.train.exam_command import add_exam_arguments, run_exam
-
-    add_exam_arguments(parser)
-    _declare_run(parser, run_exam)
+    return declare
 
 
 def _nothing(options: argparse.Namespace) -> int:
