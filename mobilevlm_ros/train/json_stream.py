@@ -22,6 +22,7 @@ MAX_CHARACTERS = 1 << 22
 """Longest value that is read; a dialogue that fills a context of 2048 tokens has some 10,000."""
 _BLOCK_BYTES = 1 << 18
 _SPACE = ' \t\r\n'
+_OF_NUMBERS = '0123456789.eE+-'
 _NO_UTF_8 = re.compile('[\udc80-\udcff]')
 """What the decoder makes of bytes that are no UTF-8; in JSON's own escapes these are plain letters and digits."""
 
@@ -153,8 +154,8 @@ class _Text:
                 mistake, offset = error.msg, error.pos - self._at
             except (ValueError, RecursionError) as error:
                 mistake = str(error)
-            # A number may go on in the next block.
-            if 0 <= end < len(self._buffer) or (end > 0 and self._ended):
+            # A number may go on in the next block; "0." is read as 0, with more to come.
+            if end >= 0 and (self._ended or self._buffer[end:].lstrip(_OF_NUMBERS)):
                 bad_byte = _NO_UTF_8.search(self._buffer, self._at, end)
                 error_text = f'no UTF-8 {bad_byte.start() - self._at} characters into it' if bad_byte else ''
                 self._advance(end - self._at)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mobilevlm_ros.errors import DatasetMissingError, DatasetSyntaxError
@@ -39,6 +39,7 @@ _VALUES = st.recursive(
 )
 
 
+@example(values=[0.0, -1.5e-7, 12], indent=None, ascii_only=False)
 @given(values=st.lists(_VALUES, max_size=6), indent=st.sampled_from([None, 0, 2]), ascii_only=st.booleans())
 def test_an_array_is_read_as_the_json_module_reads_it(
     file: Path, values: list[Any], indent: int | None, ascii_only: bool
