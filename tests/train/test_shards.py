@@ -179,8 +179,8 @@ def test_no_value_in_the_index_makes_it_read_what_is_not_there(fuzzed: Path, dat
         (fuzzed / INDEX).write_text(json.dumps(index))
         try:
             shards = TokenShards(fuzzed)
-            assert len(shards) == 30
-            shards.read(0, 30)
+            assert len(shards) in (0, 30)  # an index may name no shard at all
+            shards.read(0, len(shards))
         except DatasetError:
             pass
     finally:

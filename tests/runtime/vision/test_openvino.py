@@ -120,15 +120,20 @@ def test_a_token_set_around_the_start_stops_it_early(tmp_path: Path, kind: type[
     tiny_models.write_vision(tmp_path / 'slow.onnx', SLOW)
     vision, image = OpenVinoVision(tmp_path / 'slow.onnx', n_threads=1), pixels(0, 96)
     vision.encode(image, CancelToken())
-    started_s = time.monotonic()
-    vision.encode(image, CancelToken())
-    whole_s = time.monotonic() - started_s
 
-    started_s = time.monotonic()
-    with pytest.raises(InterruptedAnswerError):
-        vision.encode(image, kind())
+    def whole_s() -> float:
+        started_s = time.monotonic()
+        vision.encode(image, CancelToken())
+        return time.monotonic() - started_s
 
-    assert time.monotonic() - started_s < whole_s / 2
+    def stopped_s() -> float:
+        started_s = time.monotonic()
+        with pytest.raises(InterruptedAnswerError):
+            vision.encode(image, kind())
+        return time.monotonic() - started_s
+
+    # The quickest of several: a process that is made to wait once would decide otherwise.
+    assert min(stopped_s() for _ in range(9)) < min(whole_s() for _ in range(9)) / 2
 
 
 @pytest.mark.parametrize('shape', [(1, 3, 16, 16), (1, 3, 32), (2, 3, 32, 32)])
