@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobilevlm_ros.build.gguf_file import atomic_file, load_gguf
+from mobilevlm_ros.build.language_gguf import add_language_metadata
 from mobilevlm_ros.build.llama_tensors import LlamaTensor, language_tensors
 from mobilevlm_ros.build.quantization_types import BLOCKS, predicted_bytes, tensor_types
 from mobilevlm_ros.build.vocabulary import Vocabulary, read_vocabulary
@@ -81,7 +82,8 @@ def write_random_gguf(config: LanguageConfig, quantization: str, vocabulary: Voc
     with atomic_file(out) as partial:
         writer = gguf.GGUFWriter(partial, 'llama')
         try:
-            _add_metadata(writer, config, vocabulary, name, _FILE_TYPE[quantization])
+            add_language_metadata(writer, config, vocabulary, name)
+            writer.add_file_type(_FILE_TYPE[quantization])
             writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
             for tensor in tensors:
                 n_values, n_bytes = BLOCKS[types[tensor.name]]
@@ -95,22 +97,6 @@ def write_random_gguf(config: LanguageConfig, quantization: str, vocabulary: Voc
                 writer.write_tensor_data(_values(tensor, types[tensor.name]))
         finally:
             writer.close()
-
-
-def _add_metadata(writer: Any, config: LanguageConfig, vocabulary: Vocabulary, name: str, file_type: int) -> None:
-    writer.add_name(name)
-    writer.add_vocab_size(config.n_vocab)
-    writer.add_context_length(config.n_ctx)
-    writer.add_embedding_length(config.n_embd)
-    writer.add_block_count(config.n_layers)
-    writer.add_feed_forward_length(config.n_ff)
-    writer.add_rope_dimension_count(config.head_width)
-    writer.add_head_count(config.n_heads)
-    writer.add_head_count_kv(config.n_kv_heads)
-    writer.add_layer_norm_rms_eps(config.norm_eps)
-    writer.add_rope_freq_base(config.rope_base)
-    writer.add_file_type(file_type)
-    vocabulary.add_to(writer)
 
 
 def _values(tensor: LlamaTensor, kind: str) -> NDArray[Any]:

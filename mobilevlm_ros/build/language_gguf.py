@@ -19,7 +19,7 @@ from mobilevlm_ros.build.vocabulary import Vocabulary, read_vocabulary
 from mobilevlm_ros.errors import BuildError
 from mobilevlm_ros.model.config import LanguageConfig
 
-__all__ = ['write_language_gguf']
+__all__ = ['add_language_metadata', 'write_language_gguf']
 
 _FILE_TYPE = {'f32': 0, 'f16': 1}
 """``LLAMA_FTYPE`` of llama.h."""
@@ -54,25 +54,30 @@ def write_language_gguf(
         raise BuildError(f'the vocabulary has {len(vocabulary.tokens)} tokens, the model {config.n_vocab}')
 
     def add_metadata(writer: Any) -> None:
-        writer.add_name(name)
-        writer.add_vocab_size(config.n_vocab)
-        writer.add_context_length(config.n_ctx)
-        writer.add_embedding_length(config.n_embd)
-        writer.add_block_count(config.n_layers)
-        writer.add_feed_forward_length(config.n_ff)
-        writer.add_rope_dimension_count(config.head_width)
-        writer.add_head_count(config.n_heads)
-        writer.add_head_count_kv(config.n_kv_heads)
-        writer.add_layer_norm_rms_eps(config.norm_eps)
-        writer.add_rope_freq_base(config.rope_base)
+        add_language_metadata(writer, config, vocabulary, name)
         writer.add_file_type(_FILE_TYPE[dtype])
-        vocabulary.add_to(writer)
         writer.add_quantization_version(load_gguf().GGML_QUANT_VERSION)
 
     entries = [
         TensorEntry(tensor.name, tensor.shape, _storage(tensor, dtype), _reader(weights, tensor)) for tensor in tensors
     ]
     write_gguf(out, 'llama', add_metadata, entries, on_progress)
+
+
+def add_language_metadata(writer: Any, config: LanguageConfig, vocabulary: Vocabulary, name: str) -> None:
+    """Say in a ``gguf.GGUFWriter`` what the model is: its name, shapes and vocabulary."""
+    writer.add_name(name)
+    writer.add_vocab_size(config.n_vocab)
+    writer.add_context_length(config.n_ctx)
+    writer.add_embedding_length(config.n_embd)
+    writer.add_block_count(config.n_layers)
+    writer.add_feed_forward_length(config.n_ff)
+    writer.add_rope_dimension_count(config.head_width)
+    writer.add_head_count(config.n_heads)
+    writer.add_head_count_kv(config.n_kv_heads)
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+    writer.add_rope_freq_base(config.rope_base)
+    vocabulary.add_to(writer)
 
 
 def _storage(tensor: LlamaTensor, dtype: Storage) -> Storage:

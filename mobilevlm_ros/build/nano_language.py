@@ -5,6 +5,7 @@ Needs gguf; the tokenizer needs tokenizers. Quantised matrices become float32, w
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -44,9 +45,14 @@ def read_language_config(reader: Any, n_ctx: int) -> LanguageConfig:
     )
 
 
-def read_language_weights(reader: Any, config: LanguageConfig) -> dict[str, NDArray[np.float32]]:
+def read_language_weights(
+    reader: Any,
+    config: LanguageConfig,
+    change: Callable[[str, NDArray[np.float32]], NDArray[np.float32]] = lambda name, values: values,
+) -> dict[str, NDArray[np.float32]]:
     """Hugging Face's names and row order, float32.
 
+    :param change: makes what is read of what is in the file, by its name and in its order of rows there.
     :raise BuildError: if a tensor is missing or misshapen.
     """
     from gguf.quants import dequantize
@@ -60,6 +66,7 @@ def read_language_weights(reader: Any, config: LanguageConfig) -> dict[str, NDAr
         values = np.asarray(dequantize(found.data, found.tensor_type), np.float32)
         if values.shape != tensor.shape:
             raise BuildError(f'{tensor.name} has shape {list(values.shape)}, expected {list(tensor.shape)}')
+        values = change(tensor.name, values)
         weights[tensor.source] = _published_order(values, tensor.n_rope_heads) if tensor.n_rope_heads else values
     return weights
 

@@ -17,6 +17,7 @@ from mobilevlm_ros import paths
 from mobilevlm_ros.build import nano_reference
 from mobilevlm_ros.build.llama_tensors import language_tensors, rope_order
 from mobilevlm_ros.build.nano import NanoSource
+from mobilevlm_ros.build.nano_language import read_language_weights
 from mobilevlm_ros.build.reference import read_reference
 from mobilevlm_ros.build.stages import SilentReporter
 from mobilevlm_ros.runtime.language import LanguageOptions
@@ -39,7 +40,7 @@ def language(tmp_path: Path) -> Path:
 
 
 def test_texts_are_tokenized_as_llama_cpp_does(language: Path) -> None:
-    tokenizer = nano_reference._ByteLevelTokenizer(gguf.GGUFReader(language))
+    tokenizer = nano_reference._PromptTokenizer(gguf.GGUFReader(language))
     engine = LlamaCppEngine(language, LanguageOptions(n_ctx=64, n_threads=1, n_threads_batch=1))
 
     try:
@@ -72,7 +73,7 @@ def test_weights_come_back_in_the_order_of_hugging_face_with_the_adapter_merged(
     stored = {tensor.name: tensor.data for tensor in gguf.GGUFReader(language).tensors}
     lora = {tensor.name: tensor.data for tensor in gguf.GGUFReader(adapter).tensors}
 
-    weights = nano_reference._language_weights(tiny_nano.LANGUAGE, gguf.GGUFReader(language), adapter)
+    weights = read_language_weights(gguf.GGUFReader(language), tiny_nano.LANGUAGE, nano_reference._merged(adapter))
 
     tensors = language_tensors(tiny_nano.LANGUAGE)
     assert set(weights) == {tensor.source for tensor in tensors}
