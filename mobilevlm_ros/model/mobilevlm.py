@@ -40,11 +40,13 @@ class Spliced:
     :ivar embeddings: ``[B, L, n_embd]``, zero in padding.
     :ivar attention_mask: ``[B, L]``, int64, 0 in padding.
     :ivar labels: ``[B, L]``, int64, -100 on images and padding; None where none were given.
+    :ivar positions: ``[B, L]``, int64: which of the ids a row stands for, rows of an image for its slot; -1 in padding.
     """
 
     embeddings: Tensor
     attention_mask: Tensor
     labels: Tensor | None
+    positions: Tensor
 
 
 class MobileVLM(nn.Module):
@@ -110,11 +112,12 @@ class MobileVLM(nn.Module):
             samples.append(self._spliced_sample(ids, images, mask[row], None if labels is None else labels[row]))
         pad = nn.utils.rnn.pad_sequence
         return Spliced(
-            embeddings=pad([embedded for embedded, _, _ in samples], batch_first=True),
-            attention_mask=pad([seen for _, seen, _ in samples], batch_first=True),
+            embeddings=pad([one[0] for one in samples], batch_first=True),
+            attention_mask=pad([one[1] for one in samples], batch_first=True),
             labels=None
             if labels is None
-            else pad([row for _, _, row in samples if row is not None], True, IGNORED_LABEL),
+            else pad([one[2] for one in samples if one[2] is not None], True, IGNORED_LABEL),
+            positions=pad([one[3] for one in samples], True, -1),
         )
 
     def forward(
@@ -180,13 +183,14 @@ class MobileVLM(nn.Module):
 
     def _spliced_sample(
         self, ids: Tensor, images: list[Tensor], mask: Tensor, labels: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        positions = torch.arange(len(ids), device=ids.device)
         at = torch.nonzero(ids == IMAGE_TOKEN).flatten().tolist()
         embedded = self.language.get_input_embeddings()(ids.where(ids != IMAGE_TOKEN, 0))
         images = [image.to(embedded.dtype) for image in images]
         if not at:
             # Nothing of the unseen image but its gradient: parallel training waits for that of every parameter.
-            return torch.cat([embedded, *(image[:0] for image in images)]), mask, labels
+            return torch.cat([embedded, *(image[:0] for image in images)]), mask, labels, positions
         seen = [mask.new_ones(len(image)) for image in images]
         ignored = [mask.new_full((len(image),), IGNORED_LABEL) for image in images]
         # Published code lengthens the mask with ones on the left; for masks with ones first that is the same.
@@ -194,6 +198,9 @@ class MobileVLM(nn.Module):
             _replaced(embedded, at, images),
             _replaced(mask, at, seen),
             None if labels is None else _replaced(labels, at, ignored),
+            _replaced(
+                positions, at, [positions[slot].expand(len(image)) for slot, image in zip(at, images, strict=True)]
+            ),
         )
 
 

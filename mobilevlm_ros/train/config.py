@@ -102,6 +102,9 @@ class DataConfig(_Section):
     :ivar on_bad: ``refuse`` a record that cannot be used, or ``skip`` it; both count and name it.
     :ivar group_by_modality: batches of like length, with or without images (``group_by_modality_length``).
     :ivar max_tokens: longer samples are cut, before images are put in.
+    :ivar system: system turn of the template chatml.
+    :ivar separate_questions: the questions of a dialogue do not see each other, only what stands before the first one
+        (template chatml): several are learned from one image as if each were the only one.
     :ivar shards: packed text for ``llm-pretrain``.
     """
 
@@ -114,6 +117,8 @@ class DataConfig(_Section):
     on_bad: Literal['refuse', 'skip'] = 'refuse'
     group_by_modality: bool = False
     max_tokens: Positive = 2048
+    system: str = ''
+    separate_questions: bool = False
     shards: list[ShardSource] = []
     n_workers: Annotated[int, Field(ge=0)] = 4
 
@@ -121,6 +126,9 @@ class DataConfig(_Section):
     def _one_source(self) -> DataConfig:
         if (self.records is None) == (not self.shards):
             raise ValueError('give either data.records (dialogues) or data.shards (packed text)')
+        for name in ('system', 'separate_questions'):
+            if getattr(self, name) and self.template != 'chatml':
+                raise ValueError(f'data.{name} is for the template chatml, not for {self.template}')
         return self
 
 

@@ -75,10 +75,11 @@ class DialogueDataset(Dataset[dict[str, Tensor]]):
     """See the module.
 
     An item is ``input_ids`` int64 ``[n]``, ``labels`` int64 ``[n]``, and, if ``IMAGE`` is among the ids, ``pixels`` or
-    ``features`` as the reader makes them.
+    ``features`` as the reader makes them; with ``separate`` also ``rounds`` int64 ``[n]``.
 
     :param read_image: None: the records have no images.
     :param max_tokens: longest sample, before an image takes its place.
+    :param system, separate: see ``encode_dialogue``.
     :param on_bad: what becomes of a sample that cannot be made.
     :raise SettingsError: if records have images and there is no reader for them.
     """
@@ -92,6 +93,7 @@ class DialogueDataset(Dataset[dict[str, Tensor]]):
         read_image: ImageReader | None = None,
         max_tokens: int = 2048,
         system: str = '',
+        separate: bool = False,
         on_bad: OnBad = 'refuse',
     ) -> None:
         first = next((record for record in records if record.image is not None), None)
@@ -103,6 +105,7 @@ class DialogueDataset(Dataset[dict[str, Tensor]]):
         self._read_image = read_image
         self._max_tokens = max_tokens
         self._system = system
+        self._separate = separate
         self._on_bad: OnBad = on_bad
 
     def __len__(self) -> int:
@@ -118,16 +121,23 @@ class DialogueDataset(Dataset[dict[str, Tensor]]):
                     f'record {record.id} ({record.place}) cannot be trained on: {error}. Mend it, or set on_bad to skip'
                 ) from error
             _log.warning('record %s (%s) is left out: %s', record.id, record.place, printable(str(error)))
-            return {
-                'input_ids': torch.tensor([self.tokenizer.bos_id]),
-                'labels': torch.tensor([IGNORED]),
-            }
+            nothing = {'input_ids': torch.tensor([self.tokenizer.bos_id]), 'labels': torch.tensor([IGNORED])}
+            return nothing | ({'rounds': torch.tensor([0])} if self._separate else {})
 
     def _item(self, record: Record) -> dict[str, Tensor]:
-        encoded = encode_dialogue(record.turns, self._template, self.tokenizer, self._max_tokens, system=self._system)
+        encoded = encode_dialogue(
+            record.turns,
+            self._template,
+            self.tokenizer,
+            self._max_tokens,
+            system=self._system,
+            separate=self._separate,
+        )
         if encoded.masked:
             _log.warning('record %s (%s) is not trained on: %s', record.id, record.place, encoded.masked)
         item = {'input_ids': torch.tensor(encoded.input_ids), 'labels': torch.tensor(encoded.labels)}
+        if self._separate:
+            item['rounds'] = torch.tensor(encoded.rounds)
         if record.image is not None and self._read_image is not None and IMAGE in encoded.input_ids:
             item[self._read_image.kind] = self._read_image(record.image)
         return item
@@ -153,7 +163,8 @@ def collate(
         batch has images, as published: all processes then compute the same layers. Without it, batches have images if
         one of their samples does.
     :return: ``input_ids`` int64 ``[B, n]``, ``labels`` int64 ``[B, n]``, ``attention_mask`` bool ``[B, n]``, and
-        ``pixels_nchw`` ``[B, 3, H, W]`` or ``features`` ``[B, n_patches, width]``. The mask goes by lengths, not by the
+        ``pixels_nchw`` ``[B, 3, H, W]`` or ``features`` ``[B, n_patches, width]``; ``rounds`` int64 ``[B, n]``, -1 in
+        padding, where the samples have them. The mask goes by lengths, not by the
         padding's id: some vocabularies pad with their end token.
     :raise DatasetError: if the images of a batch differ in kind or shape.
     """
@@ -163,6 +174,9 @@ def collate(
         'labels': pad_sequence([item['labels'] for item in items], batch_first=True, padding_value=IGNORED),
         'attention_mask': pad_sequence([torch.ones(len(one), dtype=torch.bool) for one in ids], batch_first=True),
     }
+    if 'rounds' in items[0]:
+        rounds = [item['rounds'] for item in items]
+        batch['rounds'] = pad_sequence(rounds, batch_first=True, padding_value=-1)
     found = [(kind, item[kind]) for item in items for kind in _BATCH_KEYS if kind in item]
     kind, empty = blank or (found[0][0], torch.zeros_like(found[0][1])) if found or blank else ('', torch.empty(0))
     if kind:

@@ -7,7 +7,7 @@ Source: mobilevlm/constants.py, mobilevlm/utils.py (``tokenizer_image_token``), 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from mobilevlm_ros.errors import RecordError
@@ -55,12 +55,15 @@ class Encoded:
     :ivar labels: ``IGNORED``, or equal to the id.
     :ivar masked: why the published rules train on nothing of it; empty if they do.
     :ivar n_cut: tokens that were left out at the end.
+    :ivar rounds: for each token the number of the question that it belongs to, 0 for what all of them follow; empty
+        if every token sees all before it.
     """
 
     input_ids: list[int]
     labels: list[int]
     masked: str = ''
     n_cut: int = 0
+    rounds: list[int] = field(default_factory=list)
 
     def add(self, ids: Sequence[int], *, trained: bool) -> None:
         """Append tokens."""
@@ -74,7 +77,7 @@ class Encoded:
         if not masked and all(label == IGNORED for label in labels):
             masked = f'no token of an answer is among the first {max_tokens} of {len(self.labels)}'
         n_cut = max(0, len(self.labels) - max_tokens)
-        return Encoded(self.input_ids[:max_tokens], labels, masked, n_cut)
+        return Encoded(self.input_ids[:max_tokens], labels, masked, n_cut, self.rounds[:max_tokens])
 
     @property
     def n_trained(self) -> int:

@@ -100,6 +100,8 @@ def _dialogues(config: TrainConfig, start: StartingPoint, micro_batch: int) -> S
         data.template,
         read_image=_image_reader(data, start) if config.has_images else None,
         max_tokens=data.max_tokens,
+        system=data.system,
+        separate=data.separate_questions,
         on_bad=data.on_bad,
     )
     seed, n = config.schedule.seed, len(records)

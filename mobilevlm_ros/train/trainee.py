@@ -17,7 +17,7 @@ from mobilevlm_ros.errors import SettingsError
 from mobilevlm_ros.model.mobilevlm import IGNORED_LABEL, MobileVLM, published_name
 from mobilevlm_ros.train.config import LearningRates
 
-__all__ = ['CachedTower', 'Trainee', 'freeze']
+__all__ = ['CachedTower', 'Trainee', 'freeze', 'rounds_apart']
 
 
 class CachedTower(nn.Module):
@@ -55,6 +55,7 @@ class Trainee(nn.Module):
         attention_mask: Tensor | None = None,
         pixels_nchw: Tensor | None = None,
         features: Tensor | None = None,
+        rounds: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
     ) -> dict[str, Tensor]:
         """The loss: cross-entropy of the next token, summed over learned tokens and divided by their number.
@@ -64,13 +65,19 @@ class Trainee(nn.Module):
         :param attention_mask: ``[B, n]``, 0 in padding.
         :param pixels_nchw: ``[B, 3, S, S]``, one picture for each sample; zeros for a sample without.
         :param features: ``[B, n_patches, width]`` in their place, of a tower that is not run.
+        :param rounds: ``[B, n]``, int64: question that a token belongs to, 0 for what all questions follow, -1 in
+            padding; a token sees those of its own question and of 0 only. None: it sees all before it.
         :param num_items_in_batch: tokens that all micro-batches of all processes learn in this step; None: those of
             this batch.
         """
         images = pixels_nchw if features is None else features[:, None]
         spliced = self.model.splice(input_ids, images, attention_mask=attention_mask, labels=labels)
         assert spliced.labels is not None
-        hidden = self.decoder(inputs_embeds=spliced.embeddings, attention_mask=spliced.attention_mask, use_cache=False)
+        seen: dict[str, Tensor] = {'attention_mask': spliced.attention_mask}
+        if rounds is not None:
+            in_place = rounds.gather(1, spliced.positions.clamp(min=0)).masked_fill(spliced.positions < 0, -1)
+            seen = dict(zip(('attention_mask', 'position_ids'), rounds_apart(in_place), strict=True))
+        hidden = self.decoder(inputs_embeds=spliced.embeddings, use_cache=False, **seen)
         targets = spliced.labels[:, 1:]
         learned = targets != IGNORED_LABEL
         logits = self.head(hidden.last_hidden_state[:, :-1][learned]).float()
@@ -118,6 +125,22 @@ def freeze(model: MobileVLM, rates: LearningRates) -> None:
     model.language.requires_grad_(rates.language is not None)
     if model.projector is not None:
         model.projector.requires_grad_(rates.projector is not None)
+
+
+def rounds_apart(rounds: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention mask and positions under which each question of a sample stands alone after what they share.
+
+    :param rounds: ``[B, L]``, int64, as in ``Trainee.forward``; the same values lie side by side, 0 first.
+    :return: bool ``[B, 1, L, L]``, where row sees column; int64 ``[B, L]``.
+    """
+    place = torch.arange(rounds.shape[1], device=rounds.device)
+    own, shared = rounds[:, :, None] == rounds[:, None, :], (rounds == 0)[:, None, :]
+    mask = (own | shared & (rounds >= 0)[:, :, None]) & (place[:, None] >= place)
+    changes = torch.ones_like(rounds, dtype=torch.bool)
+    changes[:, 1:] = rounds[:, 1:] != rounds[:, :-1]
+    begun = torch.where(changes, place, 0).cummax(1).values
+    n_shared = (rounds == 0).sum(1, keepdim=True)
+    return mask[:, None], place - begun + torch.where(rounds > 0, n_shared, 0)
 
 
 def published_trained(name: str) -> str:
