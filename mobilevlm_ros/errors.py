@@ -12,6 +12,7 @@ __all__ = [
     'AnswerFormatError',
     'BadImageError',
     'BadQuestionError',
+    'BenchmarkError',
     'BuildError',
     'BundleError',
     'BundleHashError',
@@ -41,6 +42,7 @@ __all__ = [
     'PlanMismatchError',
     'QuestionTooLongError',
     'RecordError',
+    'ServerError',
     'SettingsError',
     'StaleFrameError',
     'TrainingError',
@@ -131,6 +133,17 @@ class RecordError(DatasetError):
         super().__init__(f'{kind}: {message}')
         self.kind = kind
         self.detail = message
+
+
+# -- evaluation ---------------------------------------------------------------------------------------------------
+
+
+class BenchmarkError(MobileVLMError):
+    """A file of a benchmark, or of answers to it, is missing, damaged or not in its published format."""
+
+
+class ServerError(MobileVLMError):
+    """A server that should answer does not, or says what no OpenAI-compatible server says."""
 
 
 # -- bundles ------------------------------------------------------------------------------------------------------
