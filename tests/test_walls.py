@@ -19,7 +19,7 @@ MAY_IMPORT = {
     'runtime': {'ground', 'runtime'},
     'node': {'ground', 'runtime', 'node'},
     'model': {'ground', 'runtime', 'model'},
-    'train': {'ground', 'runtime', 'model', 'build', 'train'},
+    'train': {'ground', 'runtime', 'model', 'build', 'evaluate', 'train'},
     'build': {'ground', 'runtime', 'model', 'build'},
     'evaluate': {'ground', 'runtime', 'evaluate'},
     'bench': {'ground', 'runtime', 'model', 'build', 'bench'},

@@ -6,7 +6,6 @@ often, and, where one is given, a bundle that was not trained. An answer is righ
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,12 +15,13 @@ from typing import Any
 import numpy as np
 
 from mobilevlm_ros.errors import EngineError
+from mobilevlm_ros.evaluate.intervals import wilson_interval
 from mobilevlm_ros.runtime.assistant import Assistant, AssistantSettings
 from mobilevlm_ros.runtime.images import read_image
 from mobilevlm_ros.train.exam_questions import KINDS, ExamQuestion, normalise
 from mobilevlm_ros.types import Frame
 
-__all__ = ['ALL_KINDS', 'ExamReport', 'Given', 'Score', 'answer_all', 'majority', 'scores', 'wilson_interval']
+__all__ = ['ALL_KINDS', 'ExamReport', 'Given', 'Score', 'answer_all', 'majority', 'scores']
 
 ALL_KINDS = 'all'
 _GREY = 128
@@ -188,18 +188,3 @@ def majority(questions: Sequence[ExamQuestion]) -> dict[str, tuple[str, Score]]:
         best[kind] = answer, Score(n_right, len(of_kind))
     n_right = sum(score.n_right for _, score in best.values())
     return best | {ALL_KINDS: ('', Score(n_right, len(questions)))}
-
-
-def wilson_interval(n_right: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Where the true share probably lies (Wilson 1927); unlike the usual interval also right near 0 and 1.
-
-    :param z: quantile of the normal distribution; the default means 95 %.
-    :return: low and high; 0 and 1 if nothing was asked.
-    """
-    if n == 0:
-        return 0.0, 1.0
-    share = n_right / n
-    middle = share + z * z / (2 * n)
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    scale = 1 + z * z / n
-    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)

@@ -14,11 +14,12 @@ from rich.table import Table
 
 from mobilevlm_ros.build.console import ConsoleReporter
 from mobilevlm_ros.errors import SettingsError
+from mobilevlm_ros.evaluate.calibration import Calibration, calibrate
 from mobilevlm_ros.paths import shared_file
 from mobilevlm_ros.runtime.assistant import Assistant
 from mobilevlm_ros.runtime.bundle import open_bundle
 from mobilevlm_ros.runtime.loading import load_assistant
-from mobilevlm_ros.train.calibration import Calibration, calibrate, plot_calibration
+from mobilevlm_ros.train.calibration_plot import plot_calibration
 from mobilevlm_ros.train.exam import ExamReport, Given, answer_all, majority
 from mobilevlm_ros.train.exam_questions import ExamQuestion, read_exam
 

@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from mobilevlm_ros.errors import BundleMissingError, SettingsError
 from mobilevlm_ros.runtime.assistant import Assistant
-from mobilevlm_ros.train.exam import ExamReport, Given, Score, answer_all, majority, scores, wilson_interval
+from mobilevlm_ros.train.exam import ExamReport, Given, Score, answer_all, majority, scores
 from mobilevlm_ros.train.exam_command import add_exam_arguments, run_exam
 from mobilevlm_ros.train.exam_questions import ExamQuestion, read_exam
 
@@ -57,21 +55,6 @@ def test_the_majority_counts_every_accepted_answer() -> None:
     assert best['colour'] == ('orange', Score(3, 4))
     assert best['name'] == ('dog', Score(2, 3))
     assert best['all'][1] == Score(5, 7)
-
-
-def test_wilson_intervals_by_hand() -> None:
-    """Wikipedia's and textbooks' figures: 10 of 20, none of 10 (z^2 / (n + z^2)), and nothing asked."""
-    assert wilson_interval(10, 20) == pytest.approx((0.2993, 0.7007), abs=1e-4)
-    assert wilson_interval(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
-    assert wilson_interval(0, 0) == (0.0, 1.0)
-
-
-@given(st.integers(1, 500), st.data())
-def test_wilson_intervals_hold_the_share_and_mirror(n: int, data: st.DataObject) -> None:
-    n_right = data.draw(st.integers(0, n))
-    low, high = wilson_interval(n_right, n)
-    assert 0.0 <= low <= n_right / n + 1e-12 and n_right / n - 1e-12 <= high <= 1.0
-    assert wilson_interval(n - n_right, n) == pytest.approx((1 - high, 1 - low))
 
 
 # -- a tiny bundle --------------------------------------------------------------------------------------------------

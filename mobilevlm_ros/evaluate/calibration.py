@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,6 @@ __all__ = [
     'calibration_error',
     'choose_threshold',
     'falls_in_first_half',
-    'plot_calibration',
     'reliability',
     'risk_coverage',
 ]
@@ -206,32 +204,3 @@ def _checked(
     if not (np.isfinite(values).all() and (values >= 0).all() and (values <= 1 + 1e-6).all()):
         raise SettingsError(f'a confidence is between 0 and 1, found {values.min()} to {values.max()}')
     return np.minimum(values, 1.0), hits
-
-
-def plot_calibration(
-    calibration: Calibration, confidences: Sequence[float], right: Sequence[bool], path: Path, title: str
-) -> None:
-    """Draw reliability and risk against coverage into a PNG file."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 4.2), layout='constrained')
-    left, other = figure.subplots(1, 2)
-    figure.suptitle(f'{title}: ECE {calibration.ece:.3f}, Brier {calibration.brier:.3f}, {calibration.n} answers')
-    lowest = min(one.low for one in calibration.bins)
-    left.plot([lowest, 1], [lowest, 1], linestyle='--', color='grey', label='calibrated')
-    bins = calibration.bins
-    left.plot([one.confidence for one in bins], [one.accuracy for one in bins], marker='o', label='measured')
-    for one in bins:
-        left.annotate(str(one.n), (one.confidence, one.accuracy), textcoords='offset points', xytext=(4, -10))
-    left.set(xlabel='confidence', ylabel='accuracy', ylim=(0, 1.03))
-    left.legend()
-    _, coverages, risks = risk_coverage(confidences, right)
-    other.plot(coverages, risks)
-    threshold = calibration.threshold
-    other.axhline(threshold.max_risk, linestyle='--', color='grey', label=f'risk {threshold.max_risk:.0%}')
-    if threshold.value is not None:
-        label = f'limit {threshold.value:.2f}, on the other half'
-        other.plot([threshold.coverage], [threshold.risk], marker='x', linestyle='', color='black', label=label)
-    other.set(xlabel='coverage', ylabel='risk', ylim=(0, None))
-    other.legend()
-    figure.savefig(path, dpi=110)

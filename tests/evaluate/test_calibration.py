@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mobilevlm_ros.errors import SettingsError
-from mobilevlm_ros.train.calibration import (
+from mobilevlm_ros.evaluate.calibration import (
     Bin,
     brier_score,
     calibrate,
     calibration_error,
     choose_threshold,
     falls_in_first_half,
-    plot_calibration,
     reliability,
     risk_coverage,
 )
@@ -148,10 +145,3 @@ def test_settings_out_of_range_are_refused() -> None:
         reliability([0.5], [True], n_bins=0)
     with pytest.raises(SettingsError, match='groups'):
         calibrate([0.5], [True], [])
-
-
-def test_the_plot_is_a_picture(tmp_path: Path) -> None:
-    confidences, right = [0.9, 0.8, 0.6], [True, False, True]
-    figures = calibrate(confidences, right, ['a', 'b', 'c'])
-    plot_calibration(figures, confidences, right, tmp_path / 'calibration.png', 'a model')
-    assert (tmp_path / 'calibration.png').read_bytes().startswith(b'\x89PNG')
