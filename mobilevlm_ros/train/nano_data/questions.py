@@ -38,8 +38,31 @@ _EXISTS = (
     'Is there {} in the picture?',
 )
 _SOMEONE = ('Is there a person?', 'Is there a person in the image?', 'Do you see anyone?', 'Is anyone there?')
+_EXIST = ('Are there {} in the image?', 'Are there any {}?', 'Do you see {}?', 'Are there {} in the picture?')
 _NAMING = ('What is in the image?', 'What object is this?', 'What is this?', 'What do you see?', 'Name the object.')
 _MAIN = ('What is the main object in the image?', 'What is the largest object?', 'What stands out in the image?')
+_WHICH = {
+    'animal': {
+        'bear', 'bird', 'cat', 'chicken', 'cow', 'deer', 'dog', 'duck', 'fish', 'fox', 'frog', 'goat', 'horse',
+        'insect', 'lion', 'owl', 'penguin', 'pig', 'rabbit', 'sheep', 'squirrel', 'tiger', 'elephant', 'butterfly',
+    },
+    'fruit': {'apple', 'banana', 'cherries', 'grapes', 'lemon', 'orange', 'pear', 'pineapple', 'strawberry'},
+    'piece of furniture': {
+        'armchair', 'bed', 'bench', 'bookcase', 'cabinet', 'chair', 'desk', 'sofa', 'stool', 'table', 'wardrobe',
+    },
+    'vegetable': {'broccoli', 'carrot', 'corn', 'garlic', 'lettuce', 'pepper', 'potato', 'pumpkin', 'tomato'},
+    'vehicle': {'airplane', 'bicycle', 'boat', 'bus', 'car', 'motorcycle', 'train', 'tricycle', 'truck'},
+    'tool': {'hammer', 'ladder', 'saw', 'scissors', 'screwdriver', 'shovel', 'wrench'},
+    'device': {'camera', 'computer', 'keyboard', 'laptop', 'phone', 'television'},
+}  # fmt: skip
+_INDOORS = {
+    'bathroom', 'bedroom', 'cafe', 'classroom', 'corridor', 'home', 'kitchen', 'living room', 'meeting room', 'office',
+    'restaurant', 'room', 'shop', 'workshop', 'dining room', 'gym', 'hotel room', 'library', 'warehouse',
+}  # fmt: skip
+_OUTDOORS = {
+    'beach', 'city', 'desert', 'field', 'forest', 'garden', 'lake', 'mountains', 'park', 'parking lot', 'river', 'road',
+    'sea', 'snow', 'street',
+}  # fmt: skip
 _DESCRIBE = ('Describe the image.', 'Describe what you see.', 'What does the picture show?', 'Give a short caption.')
 _CLEAR_SIDE, _MIDDLE = 0.12, 0.07
 
@@ -77,12 +100,11 @@ def questions_about(
     for thing in things:
         if counts[thing.noun] == 1:
             asked += _colour(thing, rng) + _side(thing, rng)
+    asked += _beside([thing for thing in things if counts[thing.noun] == 1], rng)
     if counted:
         asked += _counting(counts, absent, rng)
     if place:
-        asked.append(
-            _short('scene', rng.choice(('What place is this?', 'Where is this?', 'What kind of place is it?')), place)
-        )
+        asked += _scene(place, rng)
     if counted and rng.random() < 0.2:
         asked.append(Asked('json', 'List the objects. Reply in JSON.', json.dumps({'objects': sorted(counts)})))
     kept = sorted(asked, key=lambda one: rng.random() ** (1 / _WEIGHTS.get(one.kind, 1.0)), reverse=True)[:most]
@@ -169,6 +191,8 @@ def _existence(present: set[str], absent: list[str], rng: random.Random) -> list
         question = rng.choice(_SOMEONE) if noun == 'person' else rng.choice(_EXISTS).format(article(noun))
         if noun in PLURAL_ONLY:
             question = question.replace('Is there', 'Are there')
+        elif noun not in MASS and rng.random() < 0.15:
+            question = rng.choice(_EXIST).format(plural(noun))
         return _short('yesno', question, answer)
 
     there = sorted(present)
@@ -184,10 +208,11 @@ def _naming(things: Sequence[Thing], counts: Counter[str], absent: list[str], rn
     if len(counts) == 1:
         noun = things[0].noun
         return [
+            *_which(counts, rng),
             _short('naming', rng.choice(_NAMING), noun),
             _choice('choice', rng.choice(_NAMING[:4]), [noun, *absent[: rng.randint(1, 3)]], noun, rng),
         ]
-    asked = []
+    asked = _which(counts, rng)
     by_area = sorted(things, key=lambda thing: thing.area, reverse=True)
     if by_area[0].area > 1.8 * by_area[1].area and by_area[0].noun != by_area[1].noun:
         asked.append(_short('naming', rng.choice(_MAIN), by_area[0].noun))
@@ -200,18 +225,60 @@ def _naming(things: Sequence[Thing], counts: Counter[str], absent: list[str], rn
     return asked
 
 
+def _which(counts: Collection[str], rng: random.Random) -> list[Asked]:
+    """The kind is named in the question, and there is one of it."""
+    asked = []
+    for kind, nouns in _WHICH.items():
+        there = nouns & set(counts)
+        if len(there) == 1 and rng.random() < 0.6:
+            wording = rng.choice(('Which {} is this?', 'Which {} is in the picture?', 'What {} do you see?'))
+            asked.append(_short('naming', wording.format(kind), there.pop()))
+    return asked
+
+
+def _scene(place: str, rng: random.Random) -> list[Asked]:
+    wording = rng.choice(('What place is this?', 'Where is this?', 'What kind of place is it?'))
+    if 'room' in place or place in ('kitchen', 'office'):
+        wording = rng.choice((wording, 'What kind of room is this?', 'Which room is this?'))
+    asked = [_short('scene', wording, place)]
+    places = sorted((_INDOORS | _OUTDOORS) - {place, 'room', 'home'})
+    others = rng.sample(places, 3)
+    if place not in ('home', 'room'):
+        asked.append(_choice('scene', wording, [place, *others], place, rng))
+        named, answer = (place, 'Yes') if rng.random() < 0.5 else (others[0], 'No')
+        if answer == 'Yes' or (place in _INDOORS) != (others[0] in _INDOORS):
+            asked.append(_short('yesno', f'Is this {article(named)}?', answer))
+    if place in _INDOORS | _OUTDOORS:
+        answer = 'indoors' if place in _INDOORS else 'outdoors'
+        wording = rng.choice(('Was this picture taken indoors or outdoors?', 'Is this indoors or outdoors?'))
+        asked.append(_choice('scene', wording, ['indoors', 'outdoors'], answer, rng))
+    return asked
+
+
+def _beside(things: Sequence[Thing], rng: random.Random) -> list[Asked]:
+    """Which of two is on the left."""
+    pairs = [(one, other) for one in things for other in things if abs(one.x - other.x) > 2 * _CLEAR_SIDE]
+    if not pairs or rng.random() < 0.4:
+        return []
+    one, other = rng.choice(pairs)
+    verb = 'Are' if one.noun in PLURAL_ONLY else 'Is'
+    question = f'{verb} the {one.noun} to the left or to the right of the {other.noun}?'
+    return [_choice('place', question, ['left', 'right'], 'left' if one.x < other.x else 'right', rng)]
+
+
 def _colour(thing: Thing, rng: random.Random) -> list[Asked]:
     if thing.colour is None:
         return []
     verb = 'are' if thing.noun in PLURAL_ONLY else 'is'
+    spelt = rng.choice(('color', 'colour'))
     other = rng.choice([colour for colour in COLOURS if colour != thing.colour])
-    first = rng.choice((f'What color {verb} the {thing.noun}?', f'What is the color of the {thing.noun}?'))
+    first = rng.choice((f'What {spelt} {verb} the {thing.noun}?', f'What is the {spelt} of the {thing.noun}?'))
     roll = rng.random()
     if roll < 0.6:
         named, answer = (thing.colour, 'Yes') if roll < 0.3 else (other, 'No')
         second = _short('colour_yesno', f'{verb.capitalize()} the {thing.noun} {named}?', answer)
     else:
-        second = _choice('choice', f'What color {verb} the {thing.noun}?', [thing.colour, other], thing.colour, rng)
+        second = _choice('choice', f'What {spelt} {verb} the {thing.noun}?', [thing.colour, other], thing.colour, rng)
     return [_short('colour', first, thing.colour), second]
 
 
@@ -220,8 +287,12 @@ def _side(thing: Thing, rng: random.Random) -> list[Asked]:
     column, asked = _column(thing), []
     if column in ('left', 'right'):
         wrong = 'right' if column == 'left' else 'left'
-        if rng.random() < 0.6:
+        roll = rng.random()
+        if roll < 0.4:
             asked.append(_short('place', f'{verb.capitalize()} the {thing.noun} on the left or the right?', column))
+        elif roll < 0.6:
+            question = f'On which side of the picture {verb} the {thing.noun}?'
+            asked.append(_choice('place', question, ['left', 'right'], column, rng))
         else:
             named = rng.choice((column, wrong))
             question = f'{verb.capitalize()} the {thing.noun} on the {named}?'
