@@ -12,6 +12,12 @@ __all__ = [
     'AnswerFormatError',
     'BadImageError',
     'BadQuestionError',
+    'BagDamagedError',
+    'BagError',
+    'BagFormatError',
+    'BagMissingError',
+    'BagRangeError',
+    'BagTopicError',
     'BenchmarkError',
     'BuildError',
     'BundleError',
@@ -33,6 +39,7 @@ __all__ = [
     'DiskSpaceError',
     'DivergedError',
     'EngineError',
+    'EvaluationError',
     'FetchError',
     'InterruptedAnswerError',
     'MobileVLMError',
@@ -40,6 +47,7 @@ __all__ = [
     'NotActiveError',
     'ParityError',
     'PlanMismatchError',
+    'QuestionFileError',
     'QuestionTooLongError',
     'RecordError',
     'ServerError',
@@ -135,7 +143,42 @@ class RecordError(DatasetError):
         self.detail = message
 
 
+# -- bags ---------------------------------------------------------------------------------------------------------
+
+
+class BagError(MobileVLMError):
+    """A recorded bag cannot be used."""
+
+
+class BagMissingError(BagError):
+    """There is no bag at the given place, or a file of it is not there."""
+
+
+class BagFormatError(BagError):
+    """A bag, or what is recorded in it, is of a kind that is not read."""
+
+
+class BagDamagedError(BagError):
+    """A bag is truncated, damaged, or not what its name says."""
+
+
+class BagTopicError(BagError):
+    """A topic is not in the bag, or holds no images."""
+
+
+class BagRangeError(BagError):
+    """A stretch of time makes no sense, or the bag has no frame in it."""
+
+
 # -- evaluation ---------------------------------------------------------------------------------------------------
+
+
+class EvaluationError(MobileVLMError):
+    """An evaluation cannot start or go on, or its results cannot be read."""
+
+
+class QuestionFileError(EvaluationError):
+    """A file of questions has an error; the message names line, column and key."""
 
 
 class BenchmarkError(MobileVLMError):
