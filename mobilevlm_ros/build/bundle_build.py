@@ -38,7 +38,7 @@ from mobilevlm_ros.runtime.images import read_image
 from mobilevlm_ros.runtime.language import LanguageOptions
 from mobilevlm_ros.runtime.language.llamacpp import LlamaCppEngine
 from mobilevlm_ros.runtime.preprocess import Aspect, PreprocessSpec, preprocess
-from mobilevlm_ros.runtime.prompt import TEMPLATES
+from mobilevlm_ros.runtime.prompt import described_template
 from mobilevlm_ros.runtime.vision.opening import open_engine
 
 __all__ = ['Source', 'build_bundle', 'read_images']
@@ -232,8 +232,7 @@ def _check(
     tower = check_tower(reference, spec, lambda pixels: tower_features(vision.graph, pixels), limit)
     stages += [tower] if tower is not None else []
     reporter.progress(2, 4)
-    prompt = description['prompt']
-    template = TEMPLATES[prompt['template']](*([prompt['system']] if 'system' in prompt else []))
+    template = described_template(description['prompt'])
     settings = {k: v for k, v in description['language'].items() if k not in ('file', 'adapter', 'quantization')}
     with ExitStack() as stack:
         # A plan is built and checked on the device; here its graph stands for it.

@@ -26,7 +26,7 @@ from mobilevlm_ros.build.reference import Reference, write_reference
 from mobilevlm_ros.build.stages import SilentReporter
 from mobilevlm_ros.model.config import ModelConfig
 from mobilevlm_ros.paths import shared_file
-from mobilevlm_ros.runtime.prompt import TEMPLATES
+from mobilevlm_ros.runtime.prompt import described_template
 
 __all__ = ['record_nano']
 
@@ -49,7 +49,7 @@ def record_nano(packages: Path | None = None) -> Reference:
             source.vision_weights(),
             weights,
             _PromptTokenizer(reader),
-            TEMPLATES[source.prompt['template']](source.prompt['system']),
+            described_template(source.prompt),
             read_images(shared_file('models/calibration'))[:_N_IMAGES],
             SilentReporter(),
             n_kept=1,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,9 +15,10 @@ from mobilevlm_ros.build.reference import write_reference
 from mobilevlm_ros.build.stages import Reporter, Workshop
 from mobilevlm_ros.errors import BuildError
 from mobilevlm_ros.model.config import ProjectorConfig, VisionConfig
+from mobilevlm_ros.model.conversation import taught_by
 from mobilevlm_ros.runtime.bundle import sha256_of
 from mobilevlm_ros.runtime.preprocess import Aspect
-from mobilevlm_ros.runtime.prompt import TEMPLATES
+from mobilevlm_ros.runtime.prompt import described_template
 
 if TYPE_CHECKING:
     from mobilevlm_ros.model.checkpoint import Checkpoint
@@ -35,10 +36,11 @@ class CheckpointSource:
 
     :param adapter: folder of a LoRA adapter as peft saves it; None: none.
     :raise BuildError: if the checkpoint holds a language model alone.
+    :raise CheckpointError: if the adapter names a conversation that there is not.
     """
 
     def __init__(self, checkpoint: Checkpoint, adapter: Path | None = None) -> None:
-        config = checkpoint.config
+        config = checkpoint.config if adapter is None else taught_by(adapter, checkpoint.config)
         if config.vision is None or config.projector is None:
             raise BuildError(
                 f'{checkpoint.path} holds a language model alone; a bundle needs a vision tower and a projector, too. '
@@ -55,6 +57,8 @@ class CheckpointSource:
         self.n_ctx = config.language.n_ctx
         self.aspect: Aspect = config.aspect
         self.prompt: dict[str, str] = {'template': config.template}
+        if config.system:
+            self.prompt['system'] = config.system
 
     def identity(self) -> list[str]:
         """Names and hashes of all that goes in.
@@ -164,7 +168,7 @@ class CheckpointSource:
                 self._checkpoint.vision_weights,
                 AdaptedWeights(weights, self._adapter) if self._adapter else weights,
                 CheckpointTokenizer(self._checkpoint.tokenizer),
-                TEMPLATES[self._config.template](),
+                described_template(self.prompt),
                 images,
                 workshop.reporter,
             )
@@ -181,6 +185,7 @@ class CheckpointTokenizer:
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         if path.suffix == '.json':
             from tokenizers import Tokenizer
 
@@ -188,8 +193,10 @@ class CheckpointTokenizer:
                 fast = Tokenizer.from_file(str(path))
             except Exception as error:  # tokenizers raises plain Exception
                 raise BuildError(f'{path} is no tokenizer.json ({error})') from error
+            fast.encode_special_tokens = True  # as text: what somebody asks is no control token
             self._encode = lambda text: list(fast.encode(text, add_special_tokens=False).ids)
-            self._bos: int | None = fast.token_to_id('<s>')
+            self._id_of: Callable[[str], int | None] = fast.token_to_id
+            self._bos = self._id_of('<s>')
             return
         import sentencepiece
 
@@ -198,11 +205,25 @@ class CheckpointTokenizer:
         except (OSError, RuntimeError) as error:
             raise BuildError(f'{path} is no SentencePiece model ({error})') from error
         self._encode = lambda text: list(model.encode(text))
+        self._id_of = lambda text: None if model.is_unknown(model.piece_to_id(text)) else model.piece_to_id(text)
         self._bos = model.bos_id()
 
     def tokenize(self, text: str, *, bos: bool = False, special: bool = False) -> list[int]:
-        """Token ids of one chunk; no published template has special pieces."""
-        return [*([self._bos] if bos and self._bos is not None else []), *(self._encode(text) if text else [])]
+        """Token ids of one chunk.
+
+        :param special: the chunk is the name of a control token.
+        :raise BuildError: if it is, and the vocabulary has no such token.
+        """
+        start = [self._bos] if bos and self._bos is not None else []
+        if not special:
+            return start + (self._encode(text) if text else [])
+        token = self._id_of(text)
+        if token is None:
+            raise BuildError(
+                f'{self._path} has no token {text!r}, which the conversation of the checkpoint is written with: '
+                'model and tokenizer do not belong together'
+            )
+        return [*start, token]
 
 
 def load_source(model: str, reporter: Reporter, adapter: Path | None = None) -> CheckpointSource:

@@ -200,6 +200,7 @@ class ModelConfig:
     """A whole model; a language model alone has neither ``vision`` nor ``projector``.
 
     :ivar template: conversation that it was taught (``runtime.prompt.TEMPLATES``).
+    :ivar system: its system text; empty: the template's own.
     :ivar repo: where it is published, ``owner/name`` on the Hugging Face hub; empty if nowhere.
     :ivar revision: the published commit that the name stands for.
     :ivar warning: what must be known before trusting its answers.
@@ -211,6 +212,7 @@ class ModelConfig:
     projector: ProjectorConfig | None = None
     aspect: Literal['pad', 'square'] = 'pad'
     template: str = 'v1'
+    system: str = ''
     repo: str = ''
     revision: str = ''
     warning: str = ''

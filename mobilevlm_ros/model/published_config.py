@@ -7,7 +7,6 @@ that change nothing are ignored, among them the stray ones of lit-gpt in the 3B 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,18 +16,18 @@ from mobilevlm_ros.errors import (
     CheckpointDamagedError,
     CheckpointError,
     CheckpointKindError,
-    CheckpointMissingError,
     SettingsError,
 )
 from mobilevlm_ros.model.config import LanguageConfig, ModelConfig, ProjectorConfig, VisionConfig
+from mobilevlm_ros.model.conversation import read_conversation
+from mobilevlm_ros.model.json_files import read_json_object, shown
 
-__all__ = ['CONFIG', 'OWN_TOWER_FIELD', 'known_tower', 'read_clip_config', 'read_json_object', 'read_model_config']
+__all__ = ['CONFIG', 'OWN_TOWER_FIELD', 'known_tower', 'read_clip_config', 'read_model_config']
 
 CONFIG = 'config.json'
 OWN_TOWER_FIELD = 'mm_vision_config'
 """This project's addition to ``config.json``: the shapes of a tower that upstream has no name for."""
 
-_MAX_JSON_BYTES = 32 << 20
 _LANGUAGE_TYPES = ('llama',)
 _VLM_TYPES = ('mobilevlm', 'llava', 'llava_llama')
 _TOWERS = {
@@ -85,10 +84,11 @@ def read_model_config(folder: Path, *, vision_tower: Path | None = None) -> Mode
         )
     name = folder.resolve().name
     language = _language(fields)
+    template, system = read_conversation(fields.values, fields.path)
     if not fields.present('mm_vision_tower') and not fields.present('mm_projector_type'):
         if model_type in _VLM_TYPES:
             raise CheckpointDamagedError(f'{fields.path} is of type {model_type} but has no mm_vision_tower')
-        return ModelConfig(name, language)
+        return ModelConfig(name, language, template=template, system=system)
     aspect = fields.text('image_aspect_ratio', 'square')
     return ModelConfig(
         name,
@@ -97,6 +97,8 @@ def read_model_config(folder: Path, *, vision_tower: Path | None = None) -> Mode
         _projector(fields),
         # Upstream pads for "pad" alone, and crops for every other word.
         aspect='pad' if aspect == 'pad' else 'square',
+        template=template,
+        system=system,
     )
 
 
@@ -115,7 +117,7 @@ def read_clip_config(folder: Path) -> VisionConfig:
         raise CheckpointKindError(f'{path} is of a model of type {model_type!r}; expected a CLIP (clip)')
     inner = whole.values.get('vision_config', {}) if model_type == 'clip' else whole.values
     if not isinstance(inner, dict):
-        raise CheckpointDamagedError(f'{path}: vision_config must be an object, found {_shown(inner)}')
+        raise CheckpointDamagedError(f'{path}: vision_config must be an object, found {shown(inner)}')
     fields = _Fields(path, inner)
     try:
         # The defaults are those of transformers' CLIPVisionConfig, whose files leave them out.
@@ -134,41 +136,6 @@ def read_clip_config(folder: Path) -> VisionConfig:
         )
     except SettingsError as error:
         raise CheckpointDamagedError(f'{path}: {error}') from error
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a small file.
-
-    :raise CheckpointMissingError: if there is no such file.
-    :raise CheckpointDamagedError: if it is no JSON object, or absurdly large.
-    """
-    try:
-        with path.open('rb') as file:
-            raw = file.read(_MAX_JSON_BYTES + 1)
-        if len(raw) > _MAX_JSON_BYTES:
-            raise ValueError(f'it has more than {_MAX_JSON_BYTES >> 20} MiB')
-        found = json.loads(raw.decode('utf-8'), parse_constant=_refuse_constant)
-    except FileNotFoundError as error:
-        raise CheckpointMissingError(
-            f'there is no {path}: expected a folder in the published layout, with config.json, the weights and '
-            'tokenizer.model. `mobilevlm fetch NAME` downloads one.'
-        ) from error
-    except OSError as error:
-        raise CheckpointMissingError(f'{path} cannot be read: {error.strerror}') from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointDamagedError(f'{path} is not JSON ({error}): download it again') from error
-    if not isinstance(found, dict):
-        raise CheckpointDamagedError(f'{path} must be a JSON object, found {_shown(found)}')
-    return found
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f'{name} is no number of JSON')
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f'{text[:60]}…'
 
 
 class _Fields:
@@ -213,7 +180,7 @@ class _Fields:
         found = self._value(name, default)
         if found != value or isinstance(found, bool) is not isinstance(value, bool):
             raise CheckpointError(
-                f'{self.path}: {name} is {_shown(found)}; this project computes models with {value!r} only'
+                f'{self.path}: {name} is {shown(found)}; this project computes models with {value!r} only'
             )
 
     def _value(self, name: str, default: object) -> Any:
@@ -224,7 +191,7 @@ class _Fields:
         return default
 
     def _bad(self, name: str, value: object, expected: str) -> CheckpointDamagedError:
-        return CheckpointDamagedError(f'{self.path}: {name} must be {expected}, found {_shown(value)}')
+        return CheckpointDamagedError(f'{self.path}: {name} must be {expected}, found {shown(value)}')
 
 
 def _language(fields: _Fields) -> LanguageConfig:
@@ -233,7 +200,7 @@ def _language(fields: _Fields) -> LanguageConfig:
         fields.expect(name, False, False)
     if fields.present('rope_scaling'):
         raise CheckpointError(
-            f'{fields.path}: rope_scaling is {_shown(fields.values["rope_scaling"])}; this project computes plain '
+            f'{fields.path}: rope_scaling is {shown(fields.values["rope_scaling"])}; this project computes plain '
             'rotary positions only'
         )
     heads = fields.integer('num_attention_heads', 1, 1 << 10)
@@ -283,7 +250,7 @@ def _vision(fields: _Fields, folder: Path | None) -> VisionConfig:
         known = known_tower(name)
         if known is None:
             raise CheckpointError(
-                f'{fields.path} names the vision tower {_shown(name)}, whose shapes are not known here; known are '
+                f'{fields.path} names the vision tower {shown(name)}, whose shapes are not known here; known are '
                 f'{", ".join(_TOWERS)}. Give the folder of the tower (config.json and weights) as vision tower.'
             )
         tower = known
@@ -324,7 +291,7 @@ def _activation(fields: _Fields, name: str) -> Literal['quick_gelu', 'gelu']:
     found = fields.text(name, 'quick_gelu')
     if found not in ('quick_gelu', 'gelu'):
         raise CheckpointError(
-            f'{fields.path}: {name} is {_shown(found)}; this project computes quick_gelu and gelu only'
+            f'{fields.path}: {name} is {shown(found)}; this project computes quick_gelu and gelu only'
         )
     return 'gelu' if found == 'gelu' else 'quick_gelu'
 
@@ -337,7 +304,7 @@ def _three(fields: _Fields, name: str) -> tuple[float, float, float]:
         or not all(isinstance(x, int | float) and not isinstance(x, bool) and 0 < x <= 1 for x in value)
     ):
         raise CheckpointDamagedError(
-            f'{fields.path}: {OWN_TOWER_FIELD}.{name} must be three numbers above 0 and up to 1, found {_shown(value)}'
+            f'{fields.path}: {OWN_TOWER_FIELD}.{name} must be three numbers above 0 and up to 1, found {shown(value)}'
         )
     return float(value[0]), float(value[1]), float(value[2])
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mobilevlm_ros.model.config import ModelConfig, ProjectorConfig, VisionConfig
+from mobilevlm_ros.model.conversation import conversation_fields
 from mobilevlm_ros.model.published_config import CONFIG, OWN_TOWER_FIELD, known_tower
 
 __all__ = ['side_files']
@@ -93,7 +94,7 @@ def _config(config: ModelConfig, dtype: str) -> Mapping[str, Any]:
     }
     if config.vision is not None and config.projector is not None:
         fields |= _vision_fields(config, config.vision, config.projector)
-    return fields
+    return fields | conversation_fields(config)
 
 
 def _vision_fields(config: ModelConfig, vision: VisionConfig, projector: ProjectorConfig) -> dict[str, Any]:

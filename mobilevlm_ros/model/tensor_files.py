@@ -26,7 +26,7 @@ from mobilevlm_ros.errors import (
     CheckpointMissingError,
     CheckpointShapeError,
 )
-from mobilevlm_ros.model.published_config import read_json_object
+from mobilevlm_ros.model.json_files import read_json_object
 
 __all__ = ['StoredTensor', 'find_weights', 'open_tensor_file', 'open_weights']
 

@@ -24,7 +24,7 @@ from mobilevlm_ros.errors import (
 )
 from mobilevlm_ros.runtime.language import LanguageOptions
 from mobilevlm_ros.runtime.preprocess import PreprocessSpec
-from mobilevlm_ros.runtime.prompt import TEMPLATES, PromptTemplate
+from mobilevlm_ros.runtime.prompt import TEMPLATES, PromptTemplate, described_template
 from mobilevlm_ros.runtime.vision.plan_key import PLAN_KEY_SCHEMA, graph_sha256
 
 __all__ = [
@@ -212,9 +212,7 @@ class Bundle:
 
     def template(self) -> PromptTemplate:
         """How the model reads a conversation."""
-        prompt = self.description['prompt']
-        make = TEMPLATES[prompt['template']]
-        return make(prompt['system']) if 'system' in prompt else make()
+        return described_template(self.description['prompt'])
 
     def language_options(self) -> LanguageOptions:
         """How the language engine is set up."""

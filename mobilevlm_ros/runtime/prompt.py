@@ -10,13 +10,22 @@ Sources: mobilevlm/conversation.py (``v1``, ``plain``), mobilevlm/utils.py (toke
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from mobilevlm_ros.errors import BadQuestionError
 
-__all__ = ['CHOICE_SUFFIX', 'SHORT_SUFFIX', 'TEMPLATES', 'Piece', 'PromptTemplate', 'Tokenizer', 'check_question']
+__all__ = [
+    'CHOICE_SUFFIX',
+    'SHORT_SUFFIX',
+    'TEMPLATES',
+    'Piece',
+    'PromptTemplate',
+    'Tokenizer',
+    'check_question',
+    'described_template',
+]
 
 V1_SYSTEM = (
     'A chat between a curious user and an artificial intelligence assistant. '
@@ -118,6 +127,12 @@ def chatml(system: str = '') -> PromptTemplate:
 
 
 TEMPLATES = {'v1': v1, 'plain': plain, 'chatml': chatml}
+
+
+def described_template(prompt: Mapping[str, str]) -> PromptTemplate:
+    """The template that a bundle's section ``prompt`` describes: ``template``, and perhaps ``system``."""
+    make = TEMPLATES[prompt['template']]
+    return make(prompt['system']) if 'system' in prompt else make()
 
 
 def check_question(text: str) -> str:

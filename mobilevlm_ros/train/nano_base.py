@@ -89,7 +89,15 @@ def write_nano_base(
         reader = gguf.GGUFReader(path)
         language = read_language_config(reader, source.n_ctx)
         weights |= read_language_weights(reader, language)
-        config = ModelConfig(f'nano-{resolution}', language, vision, source.projector, source.aspect, 'chatml')
+        config = ModelConfig(
+            f'nano-{resolution}',
+            language,
+            vision,
+            source.projector,
+            source.aspect,
+            template=source.prompt['template'],
+            system=source.prompt.get('system', ''),
+        )
         if projector == 'random':
             weights |= _untrained_projector(config, vision, language, seed)
         tokenizer = Path(scratch) / 'tokenizer.json'

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mobilevlm_ros.model.conversation import write_conversation
 from mobilevlm_ros.model.layout import PROJECTOR_PREFIX
 from mobilevlm_ros.model.mobilevlm import published_name
 from mobilevlm_ros.model.publish import OnProgress
@@ -81,9 +82,12 @@ def write_product(
             for name, value in plain.items()
             if _LORA_MARK in name
         }
-        written['adapter'] = _in_place(
-            config.out / ADAPTER, lambda folder: save_adapter(folder, adapter, halves, learned)
-        )
+
+        def write(folder: Path) -> None:
+            save_adapter(folder, adapter, halves, learned)
+            write_conversation(folder, start.config)
+
+        written['adapter'] = _in_place(config.out / ADAPTER, write)
     projector = {name: value for name, value in learned.items() if name.startswith(PROJECTOR_PREFIX)}
     if projector and len(projector) == len(trained):
         written['projector'] = _in_place(

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from mobilevlm_ros.errors import CheckpointKindError, SettingsError
 from mobilevlm_ros.model.checkpoint import Checkpoint, LazyWeights, open_checkpoint, open_parts
 from mobilevlm_ros.model.config import ModelConfig, ProjectorConfig
+from mobilevlm_ros.model.conversation import CONVERSATION, names_conversation
 from mobilevlm_ros.model.fetch import fetched_path
 from mobilevlm_ros.model.layout import PROJECTOR_PREFIX, TOWER_PREFIX, is_junk
 from mobilevlm_ros.model.manifest import known_models, read_manifest
@@ -25,7 +26,8 @@ from mobilevlm_ros.model.projectors import build_projector
 from mobilevlm_ros.model.published_config import read_clip_config
 from mobilevlm_ros.model.random_weights import RandomWeights
 from mobilevlm_ros.model.tensor_files import open_weights
-from mobilevlm_ros.train.config import TrainConfig
+from mobilevlm_ros.runtime.prompt import TEMPLATES
+from mobilevlm_ros.train.config import DataConfig, TrainConfig
 
 __all__ = ['StartingPoint', 'open_start']
 
@@ -70,7 +72,8 @@ def open_start(config: TrainConfig, files: ExitStack) -> StartingPoint:
     """Find the parts that the configuration names, and check that they fit each other.
 
     :param files: closes the checkpoint's files when the weights have been read.
-    :raise SettingsError: if a part is not there, or not of the kind that the stage trains.
+    :raise SettingsError: if a part is not there, not of the kind that the stage trains, or taught otherwise than the
+        data would.
     :raise CheckpointError: if a checkpoint is damaged, or its tensors have other shapes than it says.
     """
     if config.model.base is None:
@@ -81,7 +84,26 @@ def open_start(config: TrainConfig, files: ExitStack) -> StartingPoint:
         checkpoint = files.enter_context(open_checkpoint(_folder(config.model.base), kind='llm'))
         start = StartingPoint(checkpoint.config, checkpoint.tensors, checkpoint.tokenizer, str(checkpoint.path))
     taught = replace(start.config, aspect=config.data.aspect) if start.config.vision else start.config
-    return replace(start, config=taught)
+    return replace(start, config=_with_conversation(taught, config.data, start.origin))
+
+
+def _with_conversation(model: ModelConfig, data: DataConfig, origin: str) -> ModelConfig:
+    """The model with the conversation that it will have been taught.
+
+    A base that names none learns that of the data; captions and packed text teach none, and a robot asks in none of
+    Alpaca's.
+
+    :raise SettingsError: if it was taught another one.
+    """
+    if data.records is None or data.template not in TEMPLATES or data.template == 'plain':
+        return model
+    if names_conversation(model) and (model.template, model.system) != (data.template, data.system):
+        raise SettingsError(
+            f'{origin} was taught the template {model.template} with the system text {model.system!r:.60}, but '
+            f'data.template is {data.template} and data.system {data.system!r:.60}: set them as they were. To teach it '
+            f'another conversation, take {CONVERSATION} out of its config.json'
+        )
+    return replace(model, template=data.template, system=data.system)
 
 
 def _random(config: TrainConfig) -> StartingPoint:
@@ -154,7 +176,7 @@ def _shapes(config: TrainConfig, language: Checkpoint) -> ModelConfig:
         shapes = read_manifest(source.shapes)
         if shapes.vision is None:
             raise SettingsError(f'model.shapes: {source.shapes} is a language model alone, without a vision tower')
-        return shapes
+        return replace(shapes, template=language.config.template, system=language.config.system)
     if source.projector_type is None or source.vision_tower is None:
         raise SettingsError('model.shapes or model.projector_type must say what kind of projector the model has')
     tower = replace(read_clip_config(source.vision_tower), name=str(source.vision_tower), select_layer=-2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -40,14 +41,18 @@ def write_llama(path: Path) -> Path:
     return path
 
 
-def write_chatml(folder: Path) -> Path:
-    """``tokenizer.json`` of SmolLM2's kind with one token a byte, and the file beside it that names special tokens."""
+def write_chatml(folder: Path, words: Sequence[str] = ()) -> Path:
+    """``tokenizer.json`` of SmolLM2's kind with one token a byte, and the file beside it that names special tokens.
+
+    :param words: tokens besides the bytes, with their beginnings; llama.cpp needs one.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     controls = ['<|endoftext|>', '<|im_start|>', '<|im_end|>']
     signs = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {text: number for number, text in enumerate([*controls, *signs])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    merges = {word[:end]: (word[: end - 1], word[end - 1]) for word in words for end in range(2, len(word) + 1)}
+    vocab = {text: number for number, text in enumerate([*controls, *signs, *merges])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=list(merges.values())))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(controls)
