@@ -156,8 +156,10 @@ class LlamaCppEngine:
     @property
     def end_token(self) -> int:
         """End of turn where the vocabulary has one, else end of sequence."""
-        eot = int(self._lib.llama_vocab_eot(self._vocab))
-        return eot if eot >= 0 else int(self._lib.llama_vocab_eos(self._vocab))
+        eot, eos = int(self._lib.llama_vocab_eot(self._vocab)), int(self._lib.llama_vocab_eos(self._vocab))
+        # llama.cpp guesses the first from texts, and of SmolLM2's tokens picks the one that ends no turn.
+        ends_turn = eot >= 0 and self._lib.llama_vocab_get_text(self._vocab, eot) != b'<|endoftext|>'
+        return eot if ends_turn or eos < 0 else eos
 
     def perf(self) -> PerfCounters:
         """Counters of llama.cpp since the start."""
