@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from mobilevlm_ros.train.nano_data.generate import Plan, generate
 from mobilevlm_ros.train.nano_data.photos import Photo, load_photos, photo_view
 from mobilevlm_ros.train.nano_data.questions import caption_of, questions_about
 from mobilevlm_ros.train.nano_data.scenes import Thing, draw_scene
-from mobilevlm_ros.train.nano_data.words import COLOURS, HEIGHTS_M, clash, noun_of
+from mobilevlm_ros.train.nano_data.words import COLOURS, HEIGHTS_M, clash, noun_of, plural
 from mobilevlm_ros.train.records import read_records
 
 VOCABULARY = ['chair', 'sofa', 'table', 'car', 'bus', 'dog', 'cat', 'apple', 'lemon', 'cup', 'laptop', 'person']
@@ -96,7 +97,11 @@ def test_existence_is_answered_as_it_is(things: list[Thing], seed: int) -> None:
     for one in questions_about(things, VOCABULARY, random.Random(seed), most=99):
         if one.kind == 'yesno':
             words = f' {one.question} '.replace('?', ' ').replace('\n', ' ')
-            named = [noun for noun in [*VOCABULARY, 'man', 'scissors'] if f' {noun} ' in words]
+            named = [
+                noun
+                for noun in [*VOCABULARY, 'man', 'scissors']
+                if f' {noun} ' in words or f' {plural(noun)} ' in words
+            ]
             if 'anyone' in one.question:
                 named = ['person']
             assert (one.answer == 'Yes') == bool(present & set(named))
@@ -109,7 +114,7 @@ def test_absent_things_could_not_be_called_what_is_there(things: list[Thing], se
             asked = one.question.removesuffix(SHORT_SUFFIX)
             assert ' table' not in asked
             for noun in VOCABULARY:
-                if f' {noun}?' in asked or f' {noun} ' in asked:
+                if any(f' {word}{end}' in asked for word in (noun, plural(noun)) for end in '? '):
                     assert not any(clash(noun, other.noun) for other in things)
 
 
@@ -132,9 +137,30 @@ def test_counts_and_sides_are_those_of_the_things(things: list[Thing], seed: int
     for one in questions_about(things, VOCABULARY, random.Random(seed), most=99):
         if one.kind == 'count' and one.question.startswith('How many chairs'):
             assert one.answer == str(sum(other.noun == 'chair' for other in things))
-        if one.kind == 'place' and one.answer in ('left', 'right') and ' chair' in one.question:
-            (chair,) = [other for other in things if other.noun == 'chair']
-            assert (chair.x < 0.5) == (one.answer == 'left')
+        if one.kind == 'place' and one.answer in ('left', 'right'):
+            first, *second = [
+                other for word in re.findall(r'\w+', one.question) for other in things if other.noun == word
+            ]
+            assert (first.x < (second[0].x if second else 0.5)) == (one.answer == 'left')
+
+
+def test_a_place_is_indoors_or_outdoors_and_what_it_is() -> None:
+    rng = random.Random(0)
+    asked = [one for _ in range(50) for one in questions_about([], VOCABULARY, rng, place='kitchen', most=99)]
+    answers = {one.answer for one in asked if one.kind == 'scene'}
+    assert answers == {'kitchen', 'indoors'}
+    for one in asked:
+        if one.kind == 'scene_yesno':
+            assert (one.answer == 'Yes') == ('kitchen' in one.question)
+
+
+def test_the_kind_is_named_where_there_is_one_of_it() -> None:
+    rng = random.Random(0)
+    asked = [one for _ in range(50) for one in questions_about([thing('dog'), thing('cup')], VOCABULARY, rng)]
+    assert {one.answer for one in asked if 'animal' in one.question} == {'dog'}
+    both = [thing('dog'), thing('cat')]
+    asked = [one for _ in range(50) for one in questions_about(both, VOCABULARY, rng)]
+    assert not [one for one in asked if 'animal' in one.question]
 
 
 def test_nothing_is_counted_where_not_everything_is_known() -> None:

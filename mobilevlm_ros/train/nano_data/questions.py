@@ -112,7 +112,7 @@ def questions_about(
     return kept
 
 
-_WEIGHTS = {'yesno': 1.6, 'naming': 2.0, 'colour': 2.0, 'scene': 2.0, 'place_yesno': 0.7, 'colour_yesno': 0.8}
+_WEIGHTS = {'yesno': 1.6, 'naming': 2.0, 'colour': 2.0, 'scene_yesno': 0.7, 'place_yesno': 0.7, 'colour_yesno': 0.8}
 """How likely a question of a kind is kept where there are too many."""
 
 
@@ -247,7 +247,7 @@ def _scene(place: str, rng: random.Random) -> list[Asked]:
         asked.append(_choice('scene', wording, [place, *others], place, rng))
         named, answer = (place, 'Yes') if rng.random() < 0.5 else (others[0], 'No')
         if answer == 'Yes' or (place in _INDOORS) != (others[0] in _INDOORS):
-            asked.append(_short('yesno', f'Is this {article(named)}?', answer))
+            asked.append(_short('scene_yesno', f'Is this {article(named)}?', answer))
     if place in _INDOORS | _OUTDOORS:
         answer = 'indoors' if place in _INDOORS else 'outdoors'
         wording = rng.choice(('Was this picture taken indoors or outdoors?', 'Is this indoors or outdoors?'))
