@@ -17,11 +17,12 @@ PACKAGE = Path(__file__).resolve().parents[1] / 'mobilevlm_ros'
 MAY_IMPORT = {
     'ground': {'ground'},
     'runtime': {'ground', 'runtime'},
+    'bags': {'ground', 'runtime', 'bags'},
     'node': {'ground', 'runtime', 'node'},
     'model': {'ground', 'runtime', 'model'},
     'train': {'ground', 'runtime', 'model', 'build', 'evaluate', 'train'},
     'build': {'ground', 'runtime', 'model', 'build'},
-    'evaluate': {'ground', 'runtime', 'evaluate'},
+    'evaluate': {'ground', 'runtime', 'bags', 'evaluate'},
     'bench': {'ground', 'runtime', 'model', 'build', 'bench'},
     # The applications on the roof.
     'demo': {'ground', 'runtime', 'node', 'build', 'demo'},
@@ -39,6 +40,7 @@ OWNERS = {
     'tensorrt': ('runtime/vision/tensorrt.py', 'build/'),
     'llama_cpp': ('runtime/language/llamacpp', 'bench/contestants/'),
     'huggingface_hub': ('model/hub.py',),
+    'rosbags': ('bags/',),
 }
 # These make up whole rooms, which may name them at the top of a module.
 TRAINING = {'torch', 'transformers', 'safetensors', 'torchvision', 'peft', 'accelerate', 'datasets', 'sentencepiece'}
