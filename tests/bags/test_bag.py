@@ -286,11 +286,11 @@ def test_a_broken_message_is_counted_and_the_others_are_read(tmp_path: Path) -> 
         list(bag.frames())
         assert bag.n_broken == 1, 'once, however often it is read'
         assert (bag.broken[0].topic, bag.broken[0].index) == ('/camera', 0)
-        assert 'decompressed' in bag.broken[0].problem
+        assert 'is cut off' in bag.broken[0].problem
 
 
 def test_a_frame_that_does_not_decode_says_which_it_is(tmp_path: Path) -> None:
     message = writing.serialized(writing.raw_image(PICTURES[0], START_NS))[:-100]
     path = writing.write_bag(tmp_path / 'b', [Message('/camera', START_NS, message, 'sensor_msgs/msg/Image')])
-    with open_bag(path) as bag, pytest.raises(BadImageError, match='message 0 of /camera: .* cut off'):
+    with open_bag(path) as bag, pytest.raises(BadImageError, match=r'message 0 of /camera: .* cut off'):
         next(bag.frames()).decode()
