@@ -54,7 +54,10 @@ REFERENCE = 'reference.npz'
 
 
 class Source(Protocol):
-    """Where a model comes from: a published checkpoint, or nano's packages."""
+    """Where a model comes from: a published checkpoint, or nano's packages.
+
+    :ivar answers: what was measured of its answers, as in a bundle's description; empty if nothing was.
+    """
 
     name: str
     warning: str
@@ -64,6 +67,7 @@ class Source(Protocol):
     n_ctx: int
     aspect: Aspect
     prompt: dict[str, str]
+    answers: dict[str, Any]
 
     def identity(self) -> list[str]:
         """Names and hashes of all that goes in."""
@@ -214,6 +218,7 @@ def _description(
         'language': {**settings, **language, 'n_ctx': n_ctx},
         'prompt': source.prompt,
         'parity': REPORT,
+        **({'answers': source.answers} if source.answers else {}),
     }
 
 

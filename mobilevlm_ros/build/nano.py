@@ -76,6 +76,7 @@ class NanoSource:
         self.n_ctx: int = manifest['language']['n_ctx']
         self.aspect: Aspect = vision['aspect']
         self.prompt: dict[str, str] = manifest['prompt']
+        self.answers: dict[str, Any] = manifest.get('answers', {})
 
     def identity(self) -> list[str]:
         """Names and hashes of all that goes in.

@@ -57,6 +57,7 @@ class CheckpointSource:
         self.n_ctx = config.language.n_ctx
         self.aspect: Aspect = config.aspect
         self.prompt: dict[str, str] = {'template': config.template}
+        self.answers: dict[str, Any] = {}
         if config.system:
             self.prompt['system'] = config.system
 

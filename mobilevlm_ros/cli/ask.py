@@ -25,7 +25,7 @@ def add_ask(commands: Commands) -> None:
     ask.add_argument('--choices', metavar='A,B,C', default='', help='for --format choice, separated by commas')
     ask.add_argument('--schema', metavar='FILE', type=Path, help='for --format json: a file with a JSON Schema')
     ask.add_argument('--max-tokens', metavar='N', type=positive, help='longest answer')
-    ask.add_argument('--min-confidence', metavar='P', type=float, default=0.5, help='default: 0.5')
+    ask.add_argument('--min-confidence', metavar='P', type=float, help='default: as the bundle says')
     ask.add_argument('--threads', metavar='N', type=positive, default=0, help='default: as the bundle says')
     ask.add_argument('--bundle', metavar='DIR', type=Path, help='default: the embedded default, nano')
     ask.add_argument('--json', action='store_true', help='print the whole answer as one JSON object')

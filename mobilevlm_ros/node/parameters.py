@@ -15,7 +15,7 @@ from rclpy.node import Node
 
 from mobilevlm_ros.errors import SettingsError
 from mobilevlm_ros.runtime.ahead import AheadSettings
-from mobilevlm_ros.runtime.asking import AssistantSettings
+from mobilevlm_ros.runtime.asking import MIN_CONFIDENCE, AssistantSettings
 from mobilevlm_ros.runtime.sampling import SamplingSettings
 
 __all__ = ['PARAMETERS', 'CameraSettings', 'NodeSettings', 'Parameter', 'declare', 'is_live', 'read', 'settings_from']
@@ -73,10 +73,11 @@ PARAMETERS = (
     ),
     Parameter(
         'min_confidence',
-        0.5,
-        'A closed question answered less confidently gets the code UNKNOWN.',
+        -1.0,
+        'A closed question answered less confidently gets the code UNKNOWN; 0: none does; below 0: as the bundle says, '
+        f'or {MIN_CONFIDENCE}.',
         live=True,
-        limits=(0.0, 1.0),
+        limits=(-1.0, 1.0),
     ),
     Parameter(
         'temperature',
@@ -221,7 +222,7 @@ def settings_from(values: Mapping[str, Any]) -> NodeSettings:
         deadline_s=values['deadline_s'] or None,
         assistant=AssistantSettings(
             max_tokens=values['max_tokens'],
-            min_confidence=values['min_confidence'],
+            min_confidence=values['min_confidence'] if values['min_confidence'] >= 0 else None,
             sampling=SamplingSettings(
                 temperature=values['temperature'],
                 top_k=values['top_k'],

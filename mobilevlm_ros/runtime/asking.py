@@ -17,7 +17,10 @@ from mobilevlm_ros.runtime.options import OptionTree
 from mobilevlm_ros.runtime.sampling import SamplingSettings
 from mobilevlm_ros.types import Answer, Question, ResultCode, Timing
 
-__all__ = ['Asked', 'AssistantSettings', 'Progress', 'Turn', 'ignore_progress', 'when_all_are_set']
+__all__ = ['MIN_CONFIDENCE', 'Asked', 'AssistantSettings', 'Progress', 'Turn', 'ignore_progress', 'when_all_are_set']
+
+MIN_CONFIDENCE = 0.5
+"""For models of which nothing is known."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +28,13 @@ class AssistantSettings:
     """Defaults for what a question leaves open.
 
     :ivar max_tokens: longest answer, in tokens.
-    :ivar min_confidence: a closed question answered less confidently than this gets the code UNKNOWN.
+    :ivar min_confidence: a closed question answered less confidently than this gets the code UNKNOWN; 0: none does;
+        None: what the bundle says of the question's format, else ``MIN_CONFIDENCE``.
     :ivar n_threads: threads of the language engine; 0: as it was loaded.
     """
 
     max_tokens: int = 128
-    min_confidence: float = 0.5
+    min_confidence: float | None = None
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     n_threads: int = 0
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from mobilevlm_ros.errors import EngineError, InterruptedAnswerError, MobileVLMError, QuestionTooLongError
 from mobilevlm_ros.runtime.asking import (
+    MIN_CONFIDENCE,
     Asked,
     AssistantSettings,
     Progress,
@@ -35,7 +36,7 @@ from mobilevlm_ros.runtime.preprocess import PreprocessSpec, preprocess
 from mobilevlm_ros.runtime.prompt import PromptTemplate, prompt_hash
 from mobilevlm_ros.runtime.sampling import Sampler
 from mobilevlm_ros.runtime.vision import VisionEngine
-from mobilevlm_ros.types import Answer, Frame, Question, ResultCode, Timing
+from mobilevlm_ros.types import Answer, AnswerFormat, Frame, Question, ResultCode, Timing
 
 __all__ = ['Asked', 'Assistant', 'AssistantSettings', 'Progress']
 
@@ -47,6 +48,7 @@ class Assistant:
     """See the module.
 
     :param model_id: names the model in every answer.
+    :param min_confidence: of closed formats, for settings that leave it open.
     :param n_frames: of how many frames the visual tokens are kept.
     """
 
@@ -59,6 +61,7 @@ class Assistant:
         *,
         model_id: str,
         settings: AssistantSettings | None = None,
+        min_confidence: Mapping[AnswerFormat, float] | None = None,
         n_frames: int = 8,
     ) -> None:
         if vision.n_embd != language.n_embd:
@@ -72,6 +75,7 @@ class Assistant:
         self._spec = spec
         self.model_id = model_id
         self._settings = settings or AssistantSettings()
+        self._min_confidence = dict(min_confidence or {})
         self._n_threads = 0
         self._n_frames = n_frames
         self._visual_tokens: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
@@ -283,8 +287,7 @@ class Assistant:
                 row = after
             timing.decode_s += time.monotonic() - started_s
 
-    @staticmethod
-    def _conclude(turn: Turn, scores: OptionScores) -> None:
+    def _conclude(self, turn: Turn, scores: OptionScores) -> None:
         """The answer that follows from the probabilities, unless nobody waits for it any more."""
         try:
             turn.cancel.raise_if_set()
@@ -302,6 +305,8 @@ class Assistant:
             option_mass=scores.mass,
         )
         limit = turn.settings.min_confidence
+        if limit is None:
+            limit = self._min_confidence.get(turn.asked.question.format, MIN_CONFIDENCE)
         if confidence < limit:
             turn.answer = replace(
                 turn.answer,

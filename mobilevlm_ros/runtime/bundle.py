@@ -26,6 +26,7 @@ from mobilevlm_ros.runtime.language import LanguageOptions
 from mobilevlm_ros.runtime.preprocess import PreprocessSpec
 from mobilevlm_ros.runtime.prompt import TEMPLATES, PromptTemplate, described_template
 from mobilevlm_ros.runtime.vision.plan_key import PLAN_KEY_SCHEMA, graph_sha256
+from mobilevlm_ros.types import AnswerFormat
 
 __all__ = [
     'DESCRIPTION',
@@ -44,6 +45,8 @@ FORMAT_VERSION = 1
 _FILE = {'type': 'string', 'maxLength': 128, 'pattern': r'^[A-Za-z0-9][A-Za-z0-9._-]*\Z'}
 _COUNT = {'type': 'integer', 'minimum': 1, 'maximum': 1 << 20}
 _THREADS = {'type': 'integer', 'minimum': 0, 'maximum': 1024}
+_SHARE = {'type': 'number', 'minimum': 0, 'maximum': 1}
+_CLOSED = {'yes_no': AnswerFormat.YES_NO, 'choice': AnswerFormat.CHOICE}
 
 
 def _three(**limits: Any) -> dict[str, Any]:
@@ -110,6 +113,7 @@ _SCHEMA = _record(
             ),
         },
     },
+    answers=_record({}, min_confidence=_record({}, **dict.fromkeys(_CLOSED, _SHARE))),
     parity=_FILE,
 )
 
@@ -213,6 +217,11 @@ class Bundle:
     def template(self) -> PromptTemplate:
         """How the model reads a conversation."""
         return described_template(self.description['prompt'])
+
+    def min_confidence(self) -> dict[AnswerFormat, float]:
+        """Below which confidence an answer of a closed format is unknown, as far as that was measured."""
+        found = self.description.get('answers', {}).get('min_confidence', {})
+        return {_CLOSED[name]: float(limit) for name, limit in found.items()}
 
     def language_options(self) -> LanguageOptions:
         """How the language engine is set up."""

@@ -79,6 +79,7 @@ def load_assistant(
             bundle.preprocess_spec(),
             model_id=bundle.model_id,
             settings=settings,
+            min_confidence=bundle.min_confidence(),
             n_frames=options.frame_cache + 1,
         )
         stack.pop_all()

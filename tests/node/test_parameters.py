@@ -122,3 +122,9 @@ def test_shipped_parameter_file_holds_every_parameter_with_its_default() -> None
     cameras = values.pop('cameras')
     assert values == DEFAULTS
     assert set(cameras) == set(values['camera_names'])
+
+
+@pytest.mark.parametrize(('value', 'expected'), [(-1.0, None), (0.0, 0.0), (0.7, 0.7)])
+def test_a_limit_of_confidence_is_the_bundles_unless_it_is_set(value: float, expected: float | None) -> None:
+    assert settings_from(DEFAULTS).assistant.min_confidence is None
+    assert settings_from(DEFAULTS | {'min_confidence': value}).assistant.min_confidence == expected
