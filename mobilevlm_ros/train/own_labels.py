@@ -24,7 +24,7 @@ from mobilevlm_ros.train.exam_questions import KINDS, ExamQuestion
 from mobilevlm_ros.train.own_places import Places, parse_line
 from mobilevlm_ros.train.problems import shown
 
-__all__ = ['LABELS', 'LabelledFrame', 'Labels', 'line_of', 'read_labels']
+__all__ = ['LABELS', 'MAX_WORDS', 'LabelledFrame', 'Labels', 'line_of', 'read_labels']
 
 LABELS = 'labels.jsonl'
 FORMATS = ('YES_NO', 'CHOICE', 'TEXT')
@@ -266,7 +266,9 @@ def _choices(value: dict[str, Any], kind: str, wrong: Callable[[str, str], _Wron
 def _answer(answer: str, options: Sequence[str], wrong: Callable[[str, str], _Wrong]) -> str:
     """An answer as it is taught: an option in its own spelling, yes and no as the models were taught them."""
     if not options:
-        if len(answer.split()) > MAX_WORDS or not answer.isprintable():
+        if not answer.isprintable():
+            raise wrong('answer', f'the answer {shown(answer)} holds control characters, expected plain text')
+        if len(answer.split()) > MAX_WORDS:
             raise wrong('answer', f'the answer has {len(answer.split())} words, expected a word or at most {MAX_WORDS}')
         return answer
     found = next((option for option in options if option.lower() == answer.lower()), None)
