@@ -63,7 +63,7 @@ setup(
     maintainer_email='maintainers@mobilevlm-ros.example',
     license='Apache-2.0',
     packages=find_packages(include=[PACKAGE, PACKAGE + '.*']),
-    package_data={PACKAGE: ['py.typed']},
+    package_data={PACKAGE: ['py.typed'], PACKAGE + '.evaluate': ['templates/*']},
     ext_modules=compiled(),
     data_files=shared_files(),
     python_requires='>=3.10',
