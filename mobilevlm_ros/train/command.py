@@ -17,7 +17,7 @@ from types import FrameType
 
 from mobilevlm_ros.errors import SettingsError
 
-__all__ = ['add_merge_arguments', 'add_stage_arguments', 'run_merge', 'run_training']
+__all__ = ['add_merge_arguments', 'add_stage_arguments', 'asked_to_stop', 'run_merge', 'run_training']
 
 
 def add_stage_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +50,7 @@ def run_training(options: argparse.Namespace) -> int:
     from mobilevlm_ros.train.stage import run_stage
 
     console = Console(stderr=True)
-    with _asked_to_stop() as asked:
+    with asked_to_stop() as asked:
         outcome = run_stage(
             config, resume=options.resume, console=console, asked_to_stop=asked.__bool__, card_only=options.card
         )
@@ -79,7 +79,7 @@ class _Asked:
 
 
 @contextmanager
-def _asked_to_stop() -> Iterator[_Asked]:
+def asked_to_stop() -> Iterator[_Asked]:
     """The first Ctrl-C, or a termination, ends the run after its step; the second Ctrl-C at once."""
     asked = _Asked()
 
