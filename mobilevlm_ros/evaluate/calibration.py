@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobilevlm_ros.errors import SettingsError
+from mobilevlm_ros.evaluate.intervals import share_of
 
 __all__ = [
     'Bin',
@@ -55,12 +56,22 @@ class Threshold:
     :ivar max_risk: the share of wrong answers that was asked for.
     :ivar coverage: share of the other half of the questions that is answered with it.
     :ivar risk: share of these that is wrong.
+    :ivar n_answered: how many these are.
+    :ivar risk_low: of the interval at 95 % around ``risk``, as ``risk_high``; answers about one picture hang together.
     """
 
     value: float | None
     max_risk: float
     coverage: float
     risk: float
+    n_answered: int = 0
+    risk_low: float = 0.0
+    risk_high: float = 1.0
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether there is a limit, and the other half does not speak against it."""
+        return self.value is not None and self.n_answered > 0 and self.risk_low <= self.max_risk
 
 
 @dataclass(frozen=True)
@@ -87,12 +98,14 @@ def calibrate(
     groups: Sequence[str],
     *,
     max_risk: float = 0.1,
+    least: int = 1,
     lowest: float = 0.5,
     n_bins: int = 10,
 ) -> Calibration:
     """Every figure; the threshold is chosen on one half of the groups and tried on the other.
 
     :param groups: what an answer belongs to (its picture): a group is never in both halves.
+    :param least: see ``choose_threshold``.
     :param lowest: the least confidence that is possible: 0.5 for the likelier of two answers.
     :raise SettingsError: if a value is out of its range, or the three differ in length.
     """
@@ -101,14 +114,18 @@ def calibrate(
         raise SettingsError(f'{len(values)} answers of {len(groups)} groups: one each is expected')
     bins = reliability(confidences, right, n_bins=n_bins, lowest=lowest)
     first = np.array([falls_in_first_half(group) for group in groups], dtype=bool)
-    limit = choose_threshold(values[first], hits[first], max_risk) if first.any() else None
+    limit = choose_threshold(values[first], hits[first], max_risk, least=least) if first.any() else None
     answered = ~first & (values >= limit) if limit is not None else np.zeros(len(values), bool)
     n_other, n_answered = int((~first).sum()), int(answered.sum())
+    share = share_of(hits[answered].tolist(), [group for group, is_in in zip(groups, answered, strict=True) if is_in])
     threshold = Threshold(
         limit,
         max_risk,
         coverage=n_answered / n_other if n_other else 0.0,
         risk=float(1 - hits[answered].mean()) if n_answered else 0.0,
+        n_answered=n_answered,
+        risk_low=1 - share.high,
+        risk_high=1 - share.low,
     )
     return Calibration(
         len(values),
@@ -177,16 +194,21 @@ def risk_coverage(
 
 
 def choose_threshold(
-    confidences: Sequence[float] | _Floats, right: Sequence[bool] | NDArray[np.bool_], max_risk: float
+    confidences: Sequence[float] | _Floats,
+    right: Sequence[bool] | NDArray[np.bool_],
+    max_risk: float,
+    *,
+    least: int = 1,
 ) -> float | None:
     """The limit with the largest coverage whose risk is at most ``max_risk``; None if there is none.
 
+    :param least: so many answers have to be at or above it; of a few, all can be right by chance.
     :raise SettingsError: if a value is out of its range.
     """
     if not 0.0 <= max_risk <= 1.0:
         raise SettingsError(f'a risk is between 0 and 1, found {max_risk}')
-    limits, _, risks = risk_coverage(confidences, right)
-    kept = np.flatnonzero(risks <= max_risk)
+    limits, coverages, risks = risk_coverage(confidences, right)
+    kept = np.flatnonzero((risks <= max_risk) & (np.rint(coverages * len(confidences)) >= least))
     return float(limits[kept[-1]]) if len(kept) else None
 
 

@@ -14,7 +14,7 @@ from mobilevlm_ros.evaluate.calibration import Bin, Threshold
 from mobilevlm_ros.evaluate.latency import Spread
 from mobilevlm_ros.evaluate.scores import Abstention, KindScore
 
-__all__ = ['accuracy_figure', 'coverage_figure', 'latency_figure', 'reliability_figure']
+__all__ = ['accuracy_figure', 'coverage_figure', 'in_seconds', 'latency_figure', 'reliability_figure']
 
 _WIDTH = 400.0
 _LEFT, _RIGHT = 44.0, 12.0
@@ -132,7 +132,7 @@ def reliability_figure(bins: Sequence[Bin]) -> Markup:
 
 def latency_figure(title: str, stages: Mapping[str, Spread]) -> Markup:
     """Bars of the median by stage; a thin line goes on to the 95th percentile."""
-    named = ', '.join(f'{stage} {_seconds(spread.percentiles[50])}' for stage, spread in stages.items())
+    named = ', '.join(f'{stage} {in_seconds(spread.percentiles[50])}' for stage, spread in stages.items())
     figure = _Figure(title, f'Medians: {named}.')
     longest = max((spread.percentiles[95] for spread in stages.values()), default=0.0) or 1.0
     left, right = 84.0, _WIDTH - 122
@@ -142,7 +142,7 @@ def latency_figure(title: str, stages: Mapping[str, Spread]) -> Markup:
         figure.text(left - 6, y + 13, stage, 'end')
         figure.bar(left, y + 2, (right - left) * median / longest, 14, 'seen')
         figure.line(left, y + 9, left + (right - left) * late / longest, y + 9, 'interval')
-        figure.text(right + 8, y + 13, f'{_seconds(median)}, p95 {_seconds(late)}', 'small')
+        figure.text(right + 8, y + 13, f'{in_seconds(median)}, p95 {in_seconds(late)}', 'small')
         y += 22
     return figure.finish(y + 2)
 
@@ -178,5 +178,8 @@ def _short(text: str) -> str:
     return text if len(text) <= _MOST_LETTERS else text[: _MOST_LETTERS - 1] + '…'
 
 
-def _seconds(value: float) -> str:
-    return f'{value:.2f} s' if value >= 1 else f'{1e3 * value:.0f} ms' if value >= 0.01 else f'{1e3 * value:.1f} ms'
+def in_seconds(value: float) -> str:
+    """A duration for people: ``1.25 s``, ``80 ms``."""
+    if value >= 1:
+        return f'{value:.2f}\u00a0s'
+    return f'{1e3 * value:.0f}\u00a0ms' if value >= 0.01 else f'{1e3 * value:.1f}\u00a0ms'

@@ -113,7 +113,7 @@ def _page(folder: Path, run: Mapping[str, Any], scores: Scores, bounds: Bounds) 
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters |= {'seconds': _seconds, 'clock': _clock, 'percent': _percent}
+    environment.filters |= {'seconds': plots.in_seconds, 'clock': _clock, 'percent': _percent}
     style, script = (_resource(name) for name in ('report.css', 'report.js'))
     return environment.get_template('report.html').generate(
         run=run,
@@ -174,14 +174,10 @@ def _whole(path: Path) -> Iterator[TextIO]:
         partial.unlink(missing_ok=True)
 
 
-def _seconds(value: float) -> str:
-    return f'{value:.2f} s' if value >= 1 else f'{1e3 * value:.0f} ms' if value >= 0.01 else f'{1e3 * value:.1f} ms'
-
-
 def _clock(value: float) -> str:
     minutes, seconds = divmod(max(0.0, value), 60)
     return f'{int(minutes)}:{seconds:04.1f}'
 
 
 def _percent(value: float, sign: bool = False) -> str:
-    return f'{100 * value:+.1f} %' if sign else f'{100 * value:.1f} %'
+    return f'{100 * value:+.1f}\u00a0%' if sign else f'{100 * value:.1f}\u00a0%'

@@ -60,8 +60,9 @@
     apply();
   });
   addEventListener('hashchange', () => {
+    if (!location.hash.includes('=')) return; // a jump to a part of the page
     apply();
-    if (location.hash.includes('=')) document.getElementById('answers').scrollIntoView();
+    document.getElementById('answers').scrollIntoView();
   });
   form.hidden = false;
   apply();
