@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import bag_writing
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,7 +28,7 @@ def helper(room: str, name: str) -> Any:
 
 def photographs(n: int) -> list[NDArray[np.uint8]]:
     """Of the exam, small."""
-    found: list[NDArray[np.uint8]] = helper('bags', 'writing').pictures(n)
+    found: list[NDArray[np.uint8]] = bag_writing.pictures(n)
     return found
 
 
@@ -41,8 +42,7 @@ def tinted(n: int) -> list[NDArray[np.uint8]]:
 
 def record(path: Path, images: Sequence[NDArray[np.uint8]], *, every_s: float = 2.0, topic: str = TOPIC) -> Path:
     """What ``ros2 bag record`` writes."""
-    writing = helper('bags', 'writing')
-    made: Path = writing.write_bag(path, writing.stream(topic, images, every_ns=round(every_s * 1e9)))
+    made: Path = bag_writing.write_bag(path, bag_writing.stream(topic, images, every_ns=round(every_s * 1e9)))
     return made
 
 

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import bag_writing as writing
 import numpy as np
-import own_recordings
 import pytest
 from own_recordings import TOPIC, photographs, record
 from PIL import Image
@@ -18,7 +18,6 @@ from mobilevlm_ros.train.own_asked import Asked, parse_asked
 from mobilevlm_ros.train.own_frames import pick_frames
 from mobilevlm_ros.train.own_labels import read_labels
 
-writing = own_recordings.helper('bags', 'writing')
 Capture = pytest.CaptureFixture[str]
 DOOR = 'yes_no: Is the door open?'
 
