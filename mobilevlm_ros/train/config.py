@@ -64,6 +64,7 @@ class ModelSource(_Section):
     :ivar tokenizer: ``tokenizer.model`` or ``tokenizer.json`` where there is no base.
     :ivar vision_tower: folder of a CLIP, where the base is a language model alone.
     :ivar projector: ``mm_projector.bin`` or ``.safetensors`` of an align stage, to start from.
+    :ivar adapter: folder of an earlier run of stage ``lora``, to go on from; ``base`` is then the model beside it.
     :ivar projector_type: of a new projector with random weights, where ``projector`` is null.
     """
 
@@ -72,6 +73,7 @@ class ModelSource(_Section):
     tokenizer: AnyPath | None = None
     vision_tower: AnyPath | None = None
     projector: AnyPath | None = None
+    adapter: AnyPath | None = None
     projector_type: str | None = None
 
     @model_validator(mode='after')
@@ -249,6 +251,8 @@ class TrainConfig(_Section):
             raise ValueError(f'{self.stage} trains adapters of the language model: give learning_rate.language')
         if (self.stage in ADAPTER_STAGES) != (self.lora is not None):
             raise ValueError(f'{self.stage} {"needs" if self.lora is None else "takes no"} section lora')
+        if self.model.adapter is not None and self.lora is None:
+            raise ValueError(f'{self.stage} has no adapters: leave out model.adapter')
         if (self.stage == 'llm-pretrain') != bool(self.data.shards):
             raise ValueError(
                 'llm-pretrain reads data.shards' if self.stage == 'llm-pretrain' else f'{self.stage} reads data.records'

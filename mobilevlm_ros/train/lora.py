@@ -20,9 +20,17 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mobilevlm_ros.build.adapter_gguf import AdaptedWeights
-from mobilevlm_ros.errors import CheckpointKindError, CheckpointMissingError, CheckpointShapeError, DependencyError
+from mobilevlm_ros.errors import (
+    CheckpointDamagedError,
+    CheckpointKindError,
+    CheckpointMissingError,
+    CheckpointShapeError,
+    DependencyError,
+    SettingsError,
+)
 from mobilevlm_ros.model.checkpoint import Dtype, LazyWeights, open_checkpoint
 from mobilevlm_ros.model.config import LanguageConfig, ModelConfig
+from mobilevlm_ros.model.conversation import taught_by
 from mobilevlm_ros.model.mobilevlm import MobileVLM
 from mobilevlm_ros.model.publish import OnProgress
 from mobilevlm_ros.model.tensor_files import StoredTensor, open_tensor_file
@@ -32,6 +40,7 @@ from mobilevlm_ros.train.whole import write_whole
 __all__ = [
     'NON_LORA',
     'add_adapters',
+    'load_adapter',
     'merge_adapter',
     'quantise_language',
     'save_adapter',
@@ -75,6 +84,58 @@ def add_adapters(model: MobileVLM, lora: LoraConfig) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', FutureWarning)  # peft asks transformers for an old name
         model.language = get_peft_model(model.language, settings)
+
+
+def load_adapter(model: MobileVLM, lora: LoraConfig, folder: Path) -> None:
+    """Give adapters that were just added the values of an earlier run, to go on from there.
+
+    :param folder: as stage ``lora`` leaves it.
+    :raise CheckpointMissingError: if there is no adapter in it.
+    :raise CheckpointShapeError: if it has another rank or other matrices than the adapters of the model.
+    :raise SettingsError: if its scale is another, so that the same values would mean something else.
+    """
+    settings = _settings(folder)
+    for key, mine in (('r', lora.rank), ('lora_alpha', lora.alpha)):
+        if settings.get(key) != mine:
+            name = {'r': 'rank', 'lora_alpha': 'alpha'}[key]
+            raise SettingsError(
+                f'model.adapter: {folder} has {name} {settings.get(key)}, lora.{name} is {mine}: give it the same'
+            )
+    stored = open_tensor_file(_adapter_file(folder))
+    halves = {
+        name.replace('.default.', '.'): value for name, value in model.language.named_parameters() if '.lora_' in name
+    }
+    if stored.keys() != halves.keys():
+        odd = sorted(stored.keys() ^ halves.keys())
+        raise CheckpointShapeError(
+            f'{folder} and the model differ in {len(odd)} halves of adapters, the first being {odd[0]}: it was trained '
+            'on another model'
+        )
+    for name, tensor in stored.items():
+        if tuple(tensor.shape) != tuple(halves[name].shape):
+            raise CheckpointShapeError(
+                f'{name} in {folder} has shape {list(tensor.shape)}, the model has {list(halves[name].shape)}'
+            )
+        with torch.no_grad():
+            halves[name].copy_(torch.from_numpy(tensor.read()))
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    path = folder / 'adapter_config.json'
+    try:
+        found = json.loads(path.read_text(encoding='utf-8'))
+    except FileNotFoundError as error:
+        raise CheckpointMissingError(f'there is no {path}: expected an adapter, as stage lora leaves it') from error
+    except (OSError, ValueError) as error:
+        raise CheckpointDamagedError(f'{path} cannot be read: {error}') from error
+    if not isinstance(found, dict):
+        raise CheckpointDamagedError(f'{path} holds no settings')
+    return found
+
+
+def _adapter_file(folder: Path) -> Path:
+    files = [folder / name for name in ('adapter_model.safetensors', 'adapter_model.bin')]
+    return next((file for file in files if file.is_file()), files[0])
 
 
 def trainable_share(config: LanguageConfig, lora: LoraConfig) -> tuple[int, float]:
@@ -185,13 +246,13 @@ def merge_adapter(
                 )
         _check_fits(adapter, opened.tensors, base)
         merged = AdaptedWeights(_Overlaid(opened.tensors, over), adapter)
-        return write_whole(out, opened.config, merged, opened.tokenizer, dtype=dtype, on_progress=on_progress)
+        config = taught_by(adapter, opened.config)
+        return write_whole(out, config, merged, opened.tokenizer, dtype=dtype, on_progress=on_progress)
 
 
 def _check_fits(adapter: Path, tensors: LazyWeights, base: Path) -> None:
     """That every matrix which the adapter changes is there, in the shape that it was trained with."""
-    files = [adapter / name for name in ('adapter_model.safetensors', 'adapter_model.bin')]
-    for key, tensor in open_tensor_file(next((file for file in files if file.is_file()), files[0])).items():
+    for key, tensor in open_tensor_file(_adapter_file(adapter)).items():
         module, found, half = key.removeprefix(_BASE_PREFIX).rpartition('.lora_')
         name = f'{module}.weight'
         if not found:

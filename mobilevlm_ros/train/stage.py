@@ -26,7 +26,7 @@ from mobilevlm_ros.train.checkpoints import disk_errors_named, newest
 from mobilevlm_ros.train.config import ADAPTER_STAGES, Parallel, TrainConfig, differences, dump_config, read_config
 from mobilevlm_ros.train.cost_card import CostCard, cost_card
 from mobilevlm_ros.train.feeding import Supply, check_places, open_supply
-from mobilevlm_ros.train.lora import add_adapters, quantise_language
+from mobilevlm_ros.train.lora import add_adapters, load_adapter, quantise_language
 from mobilevlm_ros.train.product import write_product
 from mobilevlm_ros.train.progress import Bar, StepLog, StopWhenAsked
 from mobilevlm_ros.train.starting import StartingPoint, open_start
@@ -166,6 +166,8 @@ def _trainee(config: TrainConfig, start: StartingPoint) -> Trainee:
         if config.stage == 'qlora':
             quantise_language(model, config.lora.bits, torch.bfloat16 if half else torch.float32)
         add_adapters(model, config.lora)
+        if config.model.adapter is not None:
+            load_adapter(model, config.lora, config.model.adapter)
     trainee = Trainee(model, cached=config.data.features is not None)
     if not any(True for _ in trainee.trained()):
         raise TrainingError(f'nothing learns in stage {config.stage}')
