@@ -47,7 +47,10 @@ def write_sources(folder: Path) -> dict[str, Path]:
     for i in range(8):
         Image.new('RGB', (300, 200), (20 * i, 90, 120)).save(photos / f'{"abcdefgh"[i]}.jpg')
     labels = folder / 'labels.txt'
-    labels.write_text('# a comment\n' + ''.join(f'{name} | cup:white@l, table | plate | cafe\n' for name in 'abcdefgh'))
+    labels.write_text(
+        '# a comment\n\n[some photos]\n'
+        + ''.join(f'{name} | cup:white@l, table | plate | cafe\n' for name in 'abcdefgh')
+    )
     return {
         'stamps': stamps.parent,
         'furniture': furniture,

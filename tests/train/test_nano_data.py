@@ -24,6 +24,7 @@ from mobilevlm_ros.train.nano_data.generate import Plan, generate
 from mobilevlm_ros.train.nano_data.photos import Photo, load_photos, photo_view
 from mobilevlm_ros.train.nano_data.questions import caption_of, questions_about
 from mobilevlm_ros.train.nano_data.scenes import Thing, draw_scene
+from mobilevlm_ros.train.nano_data.sources import photo_packages
 from mobilevlm_ros.train.nano_data.words import COLOURS, HEIGHTS_M, clash, noun_of, plural
 from mobilevlm_ros.train.records import read_records
 
@@ -43,7 +44,7 @@ def materials(sources: dict[str, Path]) -> tuple[Materials, Materials]:
 
 @pytest.fixture(scope='module')
 def photos(sources: dict[str, Path]) -> list[Photo]:
-    return load_photos(sources['photos'], sources['labels'])
+    return load_photos({'some photos': sources['photos']}, sources['labels'])
 
 
 def thing(noun: str = 'cup', colour: str | None = None, x: float = 0.2, y: float = 0.5, area: float = 0.1) -> Thing:
@@ -230,8 +231,14 @@ def test_the_mirrored_photo_has_its_things_on_the_other_side(photos: list[Photo]
 
 def test_every_label_of_this_project_is_of_known_words() -> None:
     path = Path(__file__).parents[2] / 'models' / 'nano' / 'training_photos.txt'
-    lines = [line for line in path.read_text().splitlines() if not line.startswith('#')]
-    assert len(lines) > 70
+    lines, package = [], ''
+    for line in path.read_text().splitlines():
+        if line.startswith('['):
+            package = line
+            assert package.strip('[]') in photo_packages()
+        elif line and not line.startswith('#'):
+            lines.append(package + line)
+    assert len(lines) > 170
     assert all(line.count('|') == 3 for line in lines)
     assert len({line.split('|')[0] for line in lines}) == len(lines)
 
@@ -239,16 +246,21 @@ def test_every_label_of_this_project_is_of_known_words() -> None:
 @pytest.mark.parametrize('line', ['a | cup', 'a | cup@up | | ', 'a | cup:mauve | | '])
 def test_malformed_labels_are_refused(sources: dict[str, Path], tmp_path: Path, line: str) -> None:
     labels = tmp_path / 'labels.txt'
-    labels.write_text(f'{line}\n')
+    labels.write_text(f'[some photos]\n{line}\n')
     with pytest.raises(DatasetError, match=r'a \| cup|the label'):
-        load_photos(sources['photos'], labels)
+        load_photos({'some photos': sources['photos']}, labels)
 
 
 def test_a_missing_photo_is_named(sources: dict[str, Path], tmp_path: Path) -> None:
     labels = tmp_path / 'labels.txt'
-    labels.write_text('nowhere | cup | | \n')
+    labels.write_text('[some photos]\nnowhere | cup | | \n')
     with pytest.raises(DatasetError, match=r'nowhere\.jpg is missing'):
-        load_photos(sources['photos'], labels)
+        load_photos({'some photos': sources['photos']}, labels)
+
+
+def test_a_package_that_is_not_there_is_named(sources: dict[str, Path]) -> None:
+    with pytest.raises(DatasetError, match=r'section \[some photos\], which is none of others'):
+        load_photos({'others': sources['photos']}, sources['labels'])
 
 
 # -- files --------------------------------------------------------------------------------------------------------

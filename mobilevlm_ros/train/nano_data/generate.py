@@ -29,7 +29,7 @@ __all__ = ['Plan', 'generate', 'summary']
 
 _JOURNAL = 'journal.jsonl'
 _QUALITY = 92
-_PHOTO_SHARE = 0.18
+_PHOTO_SHARE = 0.4
 """Of the pictures of a split, how many are views of real photos."""
 _PERSON_WEIGHT = 6
 """How much more often than another noun a person is asked about where there is none."""

@@ -1,4 +1,4 @@
-"""Real photos of @tabler/preview, labelled by hand: what is clearly there, its colour and side, what may be there.
+"""Real photos of web templates, labelled by hand: what is clearly there, its colour and side, what may be there.
 
 The labels are in ``models/nano/training_photos.txt``, which says how to read and mend them. Not every thing is listed,
 so nothing is counted. Pictures of one shoot are held out together.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,29 +39,43 @@ class Photo:
     held_out: bool
 
 
-def load_photos(folder: Path, labels: Path | None = None) -> list[Photo]:
+def load_photos(folders: Mapping[str, Path], labels: Path | None = None) -> list[Photo]:
     """The labelled photos.
 
+    :param folders: where each package of the labels lies.
     :param labels: None: those of this project.
     :raise DatasetError: if a photo is missing, or a line of the labels is malformed.
     """
     labels = labels or shared_file('models/nano/training_photos.txt')
-    text = [line for line in labels.read_text(encoding='utf-8').splitlines() if line and not line.startswith('#')]
-    lines = [line.split('|') for line in text]
-    for line, fields in zip(text, lines, strict=True):
-        if len(fields) != _N_FIELDS:
-            raise DatasetError(f'{labels} has the line {line!r}, expected file | things | unsure | place')
-    shoots = sorted({_shoot(fields[0].strip()) for fields in lines})
+    lines = list(_lines(labels))
+    shoots = sorted({(package, _shoot(fields[0])) for package, fields in lines})
     apart = set(shoots[_HELD_OUT_EVERY // 2 :: _HELD_OUT_EVERY])
     photos = []
-    for name, listed, unsure, place in lines:
-        path = folder / f'{name.strip()}.jpg'
+    for package, (name, listed, unsure, place) in lines:
+        if package not in folders:
+            raise DatasetError(f'{labels} has the section [{package}], which is none of {", ".join(folders)}')
+        path = folders[package] / f'{name}.jpg'
         if not path.is_file():
-            raise DatasetError(f'{path} is missing: delete {folder} and run again')
+            raise DatasetError(f'{path} is missing: delete {folders[package]} and run again')
         things = tuple(_things(listed))
         words = tuple(word.replace('_', ' ') for word in unsure.split())
-        photos.append(Photo(path, things, words, place.strip(), _shoot(name.strip()) in apart))
+        photos.append(Photo(path, things, words, place, (package, _shoot(name)) in apart))
     return photos
+
+
+def _lines(labels: Path) -> Iterator[tuple[str, list[str]]]:
+    """The package and the fields of every line."""
+    package = ''
+    for line in labels.read_text(encoding='utf-8').splitlines():
+        if not line or line.startswith('#'):
+            continue
+        if line.startswith('['):
+            package = line.strip('[] ')
+            continue
+        fields = [field.strip() for field in line.split('|')]
+        if len(fields) != _N_FIELDS:
+            raise DatasetError(f'{labels} has the line {line!r}, expected file | things | unsure | place')
+        yield package, fields
 
 
 def _shoot(name: str) -> str:

@@ -19,7 +19,7 @@ from mobilevlm_ros.build.stages import Reporter
 from mobilevlm_ros.errors import DatasetError, DatasetMissingError
 from mobilevlm_ros.runtime.bundle import sha256_of
 
-__all__ = ['PACKAGES', 'Package', 'fetch_packages', 'licence_text']
+__all__ = ['BACKGROUNDS', 'PACKAGES', 'Package', 'fetch_packages', 'licence_text', 'photo_packages']
 
 _DEB_MAGIC = b'!<arch>\n'
 _DEB_HEADER_BYTES = 60
@@ -93,7 +93,7 @@ PACKAGES = (
         '32cd18b71c8c938a18b3b351f217c02ac590e323caa3cf322fbb875ce8892f8b',
         'usr/share/wallpapers',
         'backgrounds',
-        'GPL-2+ and others of KDE, see its copyright file',
+        'GPL-2+ (its copyright file, for all of its files)',
     ),
     Package(
         'debian',
@@ -102,7 +102,7 @@ PACKAGES = (
         'a99ff6a3bfe451e4cc0682ecb3cc82e71740626d59e4845ae34a0a0e45421eab',
         'usr/share/backgrounds',
         'backgrounds',
-        'CC-BY-SA-3.0 and others, by picture, see its copyright file',
+        'by picture CC-BY-4.0, CC-BY-SA-4.0, CC-BY-SA-3.0 or CC0-1.0: see its copyright file',
     ),
     Package(
         'npm',
@@ -111,9 +111,98 @@ PACKAGES = (
         '97d1520d8f1e42b50d56eebc498074e51884271e5fc9fe8a1e3a2e6dfdd80b82',
         'package/dist/static/photos',
         'real photos of rooms, desks, people and objects, labelled by hand in this project',
-        'the package states none; its project (Tabler) is MIT, the photos are free stock photos shipped with it',
+        'MIT (the package\'s page dist/license.html: "Tabler Free is available under MIT License"; no other terms are '
+        'named for the photos)',
+    ),
+    Package(
+        'npm',
+        'argon-design-system-free',
+        '1.2.0',
+        '0ec937277280d61ce0b54e029543d1719c1d731ee85bcd2582a7757e31a618ea',
+        'package/assets/img',
+        'real photos of people, places and objects, labelled by hand in this project',
+        'MIT (package.json and its LICENSE file; no other terms are named for the photos)',
+    ),
+    Package(
+        'npm',
+        'paper-kit-2',
+        '2.1.0',
+        'ea262b722403d0b838682218476775fe6500d13bc2b265000837cb613c8e7657',
+        'package/assets/img',
+        'real photos of people, places and objects, labelled by hand in this project',
+        'MIT (package.json and its LICENSE file; no other terms are named for the photos)',
+    ),
+    Package(
+        'npm',
+        'startbootstrap-agency',
+        '7.0.12',
+        'bc49d5677d6fd30ee77ce33c3baad729494153ffd94a893992414f2a8e8fecd4',
+        'package/dist/assets/img',
+        'real photos of people, places and objects, labelled by hand in this project',
+        'MIT (package.json and its LICENSE file; no other terms are named for the photos)',
+    ),
+    Package(
+        'npm',
+        'startbootstrap-business-casual',
+        '7.0.9',
+        '08452cf16289bf733bb7712aa5dbc2a980ac1042b0bad5dd755029e3ca8a42a0',
+        'package/dist/assets/img',
+        'real photos of people, places and objects, labelled by hand in this project',
+        'MIT (package.json and its LICENSE file; no other terms are named for the photos)',
+    ),
+    Package(
+        'npm',
+        'startbootstrap-clean-blog',
+        '6.0.9',
+        '5c65d4e2d5705e29c6a144b7fa301f8ead8e976f5c4575fb6f1023ec673018a9',
+        'package/dist/assets/img',
+        'real photos of people, places and objects, labelled by hand in this project',
+        'MIT (package.json and its LICENSE file; no other terms are named for the photos)',
+    ),
+    Package(
+        'npm',
+        'startbootstrap-landing-page',
+        '6.0.6',
+        '0e4a29e63274ec0435352b45a825af81ebce444bd6db7f4901f512425dbdc407',
+        'package/dist/assets/img',
+        'real photos of people, places and objects, labelled by hand in this project',
+        'MIT (package.json and its LICENSE file; no other terms are named for the photos)',
+    ),
+    Package(
+        'npm',
+        'startbootstrap-one-page-wonder',
+        '6.0.6',
+        '89d73d008c1bcf8b5c882afbce8dca89742cd4f0f2db8abd42be3a36165fc411',
+        'package/dist/assets/img',
+        'real photos of people, places and objects, labelled by hand in this project',
+        'MIT (package.json and its LICENSE file; no other terms are named for the photos)',
+    ),
+    Package(
+        'npm',
+        'startbootstrap-stylish-portfolio',
+        '6.0.6',
+        '6dad63cc98cf698d002eff7116ce454a3c04997ac1c41fab810cc5fecd7c1934',
+        'package/dist/assets/img',
+        'real photos of people, places and objects, labelled by hand in this project',
+        'MIT (package.json and its LICENSE file; no other terms are named for the photos)',
+    ),
+    Package(
+        'npm',
+        'tabler-ui',
+        '0.0.34',
+        '04167737bbd743dc4f504b5a0f38bf0afe3e79b75352f057c22dbd79d276c899',
+        'package/dist/demo',
+        'real photos of people, places and objects, labelled by hand in this project',
+        'MIT (package.json and its LICENSE file; no other terms are named for the photos)',
     ),
 )
+
+BACKGROUNDS = ('mate-backgrounds', 'plasma-workspace-wallpapers', 'lomiri-wallpapers-16.04')
+
+
+def photo_packages() -> list[str]:
+    """Names of the packages with labelled photos."""
+    return [package.name for package in PACKAGES if package.use.startswith('real photos')]
 
 
 def licence_text(packages: tuple[Package, ...] = PACKAGES) -> str:
