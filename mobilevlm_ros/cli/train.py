@@ -36,6 +36,8 @@ OTHERS = {
         'exam_command',
         'exam',
     ),
+    'curve': ('Draw the loss of runs over their steps.', 'curve', 'curve'),
+    'nano': ('Train nano from nothing: all of its steps, each resumed where it was.', 'nano_whole', 'nano'),
     'frames': ('Pick frames out of recorded bags, to be labelled by a person.', 'own_frames_command', 'frames'),
     'own': ('Train on frames of your own robot, and see what it gained.', 'own_command', 'own'),
     'nano-base': ("Put nano's frozen parts together, as a checkpoint to train on.", 'nano_data.command', 'base'),
