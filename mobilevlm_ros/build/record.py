@@ -48,6 +48,7 @@ def record_reference(
     images: Sequence[NDArray[np.uint8]],
     reporter: Reporter,
     *,
+    questions: Sequence[str] = QUESTIONS,
     n_tokens: int = 12,
     n_kept: int = 4,
     n_features: int = 1,
@@ -55,6 +56,7 @@ def record_reference(
     """Run the model on every image.
 
     :param images: uint8 ``[height, width, 3]``, RGB.
+    :param questions: asked about each of them.
     :param n_tokens: greedy tokens of each answer.
     :param n_kept: before how many of them the logits are kept.
     :param n_features: of how many images the tower's features are kept.
@@ -78,7 +80,7 @@ def record_reference(
         for i, rgb_hwc in enumerate(images):
             reporter.progress(i, len(images))
             answers = []
-            for question in QUESTIONS:
+            for question in questions:
                 before, after = template.chunks(question, tokenizer)
                 answers.append(_answer(language, question, before, after, tokens[i], n_tokens, n_kept))
             kept = features[i] if i < n_features else None
