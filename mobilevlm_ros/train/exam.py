@@ -36,6 +36,7 @@ class Given:
     :ivar picture: name of the picture's file, also where it was not shown.
     :ivar confidence: probability of the answer, as the runtime reports it.
     :ivar negative: see ``ExamQuestion``.
+    :ivar format: how it was asked: ``text``, ``yes_no`` or ``choice``.
     """
 
     id: str
@@ -45,6 +46,7 @@ class Given:
     right: bool
     confidence: float
     negative: str = ''
+    format: str = 'text'
 
 
 @dataclass(frozen=True)
@@ -151,8 +153,18 @@ def answer_all(
             if answer.result_code >= _FAILED:
                 raise EngineError(f'question {question.id} got no answer: {answer.message}')
             right = question.is_right(answer.text)
+            form = answer.question.format.name.lower()
             given.append(
-                Given(question.id, image.name, question.kind, answer.text, right, answer.confidence, question.negative)
+                Given(
+                    question.id,
+                    image.name,
+                    question.kind,
+                    answer.text,
+                    right,
+                    answer.confidence,
+                    question.negative,
+                    form,
+                )
             )
         on_progress(len(given), len(ordered))
     return given

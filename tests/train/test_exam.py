@@ -115,9 +115,21 @@ def test_the_command_prints_a_table_and_writes_its_files(
     assert record['scores']['accuracy'] == record['scores']['untrained']
     assert record['scores']['majority']['yes_no']['accuracy'] == 0.5
     assert len(record['answers']) == len(record['blind_answers']) == 8
-    assert record['calibration']['n'] == 4
-    for name in ('exam.png', 'calibration.png'):
+    assert {name: found['n'] for name, found in record['calibration'].items()} == {'yes_no': 4, 'choice': 2}
+    assert record['proposed'] == ''
+    assert '| yes_no | 4 | ' in (out / 'exam.md').read_text()
+    for name in ('exam.png', 'calibration-yes_no.png', 'calibration-choice.png'):
         assert (out / name).read_bytes().startswith(b'\x89PNG')
+
+
+def test_the_untrained_projector_is_a_column(
+    tiny_bundle: Path, questions: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tiny_bundle, '--questions', questions, '--also-untrained', '--json') == 0
+    record = json.loads(capsys.readouterr().out)
+    assert set(record['scores']) == {'accuracy', 'majority', 'untrained'}
+    seen, untrained = ([one['confidence'] for one in record[name]] for name in ('answers', 'untrained_answers'))
+    assert seen != untrained
 
 
 def test_the_report_is_one_json_object(tiny_bundle: Path, questions: Path, capsys: pytest.CaptureFixture[str]) -> None:
