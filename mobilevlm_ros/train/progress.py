@@ -16,9 +16,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-__all__ = ['LOG', 'Bar', 'StepLog', 'StopWhenAsked', 'read_log', 'remaining']
+from mobilevlm_ros.train.run_log import LOG, read_log
 
-LOG = 'log.jsonl'
+__all__ = ['Bar', 'StepLog', 'StopWhenAsked', 'remaining']
+
 _MEASURED_STEPS = 3
 _LINE_EVERY_S = 10.0
 _SHOWN = ('loss', 'grad_norm', 'learning_rate')
@@ -127,19 +128,6 @@ class StopWhenAsked(TrainerCallback):
         """Stop?"""
         if state.global_step < state.max_steps and self._asked():
             self.stopped = control.should_save = control.should_training_stop = True
-
-
-def read_log(folder: Path) -> list[dict[str, Any]]:
-    """Figures of a run, one dictionary a step; a last line that a kill cut short is left out."""
-    path = folder / LOG
-    lines = path.read_text().splitlines() if path.is_file() else []
-    found = []
-    for line in lines:
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return found
 
 
 def remaining(seconds: float) -> str:

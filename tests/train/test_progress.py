@@ -19,7 +19,8 @@ from mobilevlm_ros.model.mobilevlm import MobileVLM
 from mobilevlm_ros.train.checkpoints import checkpoints, keep_newest, newest
 from mobilevlm_ros.train.config import LearningRates, TrainConfig, read_config
 from mobilevlm_ros.train.cost_card import cost_card, sample_length
-from mobilevlm_ros.train.progress import LOG, Bar, StepLog, read_log, remaining
+from mobilevlm_ros.train.progress import Bar, StepLog, remaining
+from mobilevlm_ros.train.run_log import LOG, read_log
 from mobilevlm_ros.train.trainee import Trainee, freeze
 
 

@@ -29,7 +29,7 @@ from mobilevlm_ros.errors import (
 from mobilevlm_ros.model.checkpoint import open_checkpoint
 from mobilevlm_ros.train.checkpoints import checkpoints, newest
 from mobilevlm_ros.train.config import TrainConfig
-from mobilevlm_ros.train.progress import read_log
+from mobilevlm_ros.train.run_log import read_log
 from mobilevlm_ros.train.stage import run_stage
 
 STEPS = 9

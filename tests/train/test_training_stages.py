@@ -32,7 +32,7 @@ from mobilevlm_ros.model.mobilevlm import MobileVLM, load_mobilevlm
 from mobilevlm_ros.train.config import LoraConfig, TrainConfig
 from mobilevlm_ros.train.features import fill_cache, identity_of, load_tower
 from mobilevlm_ros.train.lora import add_adapters, merge_adapter
-from mobilevlm_ros.train.progress import read_log
+from mobilevlm_ros.train.run_log import read_log
 from mobilevlm_ros.train.stage import Outcome, run_stage
 from mobilevlm_ros.train.trainer import parameter_groups
 
