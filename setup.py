@@ -75,7 +75,8 @@ setup(
         'convert': pins('convert'),
         'openvino': pins('openvino'),
         'train': [*pins('convert'), *pins('train')],
-        'dev': [*pins('convert'), *pins('train'), *pins('dev')],
+        'evaluate': pins('evaluate'),
+        'dev': [*pins('convert'), *pins('train'), *pins('evaluate'), *pins('dev')],
         'test': ['pytest'],
     },
     entry_points={

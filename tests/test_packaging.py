@@ -95,6 +95,18 @@ def test_every_subpackage_is_installed(settings: dict[str, Any]) -> None:
     assert names == set(settings['packages']), 'a folder without __init__.py is not installed'
 
 
+def test_every_file_that_is_no_source_is_installed(settings: dict[str, Any]) -> None:
+    sources = ('.py', '.pyc', '.c', '.h', '.so')
+    wanted = {path for path in (ROOT / 'mobilevlm_ros').rglob('*') if path.is_file() and path.suffix not in sources}
+    installed = {
+        path
+        for package, patterns in settings['package_data'].items()
+        for pattern in patterns
+        for path in ROOT.joinpath(*package.split('.')).glob(pattern)
+    }
+    assert ROOT / 'mobilevlm_ros' / 'py.typed' in wanted and wanted <= installed
+
+
 def test_no_source_is_ignored_by_git() -> None:
     files = [str(path.relative_to(ROOT)) for path in python_files()]
     found = subprocess.run(['git', 'check-ignore', '--', *files], cwd=ROOT, capture_output=True, text=True, check=False)
