@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import base64
 import io
 import json
@@ -9,6 +10,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from PIL import Image
 
 from mobilevlm_ros.errors import ServerError, SettingsError
 from mobilevlm_ros.evaluate import server as module
+from mobilevlm_ros.evaluate.benchmarks.command import add_arguments, run
 from mobilevlm_ros.evaluate.server import ServerAnswerer
 from mobilevlm_ros.types import AnswerFormat, Frame, Question, ResultCode
 
@@ -235,6 +238,23 @@ def test_a_model_must_be_named_where_there_are_several(server: TinyServer) -> No
     with pytest.raises(ServerError, match=r"'small', 'large'.*--model"):
         ServerAnswerer(server.url)
     assert ServerAnswerer(server.url, 'large').model_id.startswith('large@')
+
+
+def test_a_benchmark_is_asked_of_a_server(server: TinyServer, tmp_path: Path, photo: NDArray[np.uint8]) -> None:
+    (tmp_path / 'images').mkdir()
+    Image.fromarray(photo).save(tmp_path / 'images' / 'a.png')
+    question = {'question_id': '1', 'image': 'a.png', 'text': 'What is it?'}
+    (tmp_path / 'llava_gqa_testdev_balanced.jsonl').write_text(json.dumps(question))
+    truth = {'answer': 'a red cup', 'isBalanced': True, 'types': {'structural': 'query', 'semantic': 'obj'}}
+    (tmp_path / 'testdev_balanced_questions.json').write_text(json.dumps({'1': truth}))
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    parser.set_defaults(benchmark='gqa')
+    arguments = ['--data', str(tmp_path), '--out', str(tmp_path / 'out'), '--server', server.url, '--timeout', '9']
+    assert run(parser.parse_args(arguments)) == 0
+    scores = json.loads((tmp_path / 'out' / 'scores.json').read_text())
+    assert scores['figures']['Accuracy'] == 100.0 and scores['model_id'].startswith('tiny@')
+    assert server.bodies[0]['max_tokens'] == 128
 
 
 @pytest.mark.parametrize('url', ['localhost:8000', 'file:///etc/passwd', 'http://', ''])

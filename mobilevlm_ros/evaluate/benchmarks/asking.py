@@ -43,6 +43,7 @@ class Source:
     :ivar bundle: folder of a bundle; None: the server answers.
     :ivar server: URL of a server.
     :ivar model: of the server.
+    :ivar timeout_s: for one request to the server.
     :ivar n_threads: of the bundle's engines; 0: as the bundle says.
     """
 
@@ -50,6 +51,7 @@ class Source:
     server: str = ''
     model: str = ''
     api_key: str = ''
+    timeout_s: float = 120.0
     n_threads: int = 0
 
     def open(self, aspect: Aspect | None = None) -> Answerer:
@@ -58,7 +60,7 @@ class Source:
         :raise MobileVLMError: if it cannot be loaded or reached.
         """
         if self.bundle is None:
-            return ServerAnswerer(self.server, self.model, api_key=self.api_key)
+            return self._server()
         return BundleAnswerer.open(self.bundle, n_threads=self.n_threads, aspect=aspect)
 
     def model_id(self) -> str:
@@ -67,8 +69,11 @@ class Source:
         :raise MobileVLMError: if the bundle cannot be used, or the server not be reached.
         """
         if self.bundle is None:
-            return ServerAnswerer(self.server, self.model, api_key=self.api_key).model_id
+            return self._server().model_id
         return open_bundle(self.bundle, verify_hashes=False).model_id
+
+    def _server(self) -> ServerAnswerer:
+        return ServerAnswerer(self.server, self.model, timeout_s=self.timeout_s, api_key=self.api_key)
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,8 @@ from mobilevlm_ros.evaluate.benchmarks.paper import VISION_TABLE, row_of
 from mobilevlm_ros.evaluate.benchmarks.record import RunRecord, question_hash, write_file
 from mobilevlm_ros.paths import bundle_dir
 
-__all__ = ['SUMMARIES', 'add_arguments', 'run']
+__all__ = ['add_arguments', 'run']
 
-SUMMARIES = {
-    name: f'{benchmark.title}: ask, score, and compare with the paper.' for name, benchmark in BENCHMARKS.items()
-}
-"""For the parser: a line on each command."""
 _MOST_SHOWN = 5
 
 
@@ -42,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--server-key-env', metavar='NAME', default='', help="environment variable with the server's key"
     )
+    parser.add_argument('--timeout', metavar='S', type=float, default=120.0, help='for one request; default: 120')
     parser.add_argument('--answers', metavar='FILE', type=Path, help='ask nobody: score answers of a published script')
     parser.add_argument('--out', metavar='DIR', type=Path, help='for answers and scores; default: evaluation/NAME')
     parser.add_argument('--limit', metavar='N', type=_positive, help='only the first N questions')
@@ -117,7 +114,7 @@ def _source(options: argparse.Namespace) -> Source:
         key = os.environ.get(options.server_key_env, '') if options.server_key_env else ''
         if options.server_key_env and not key:
             raise SettingsError(f'the environment variable {options.server_key_env} holds no key')
-        return Source(server=options.server, model=options.model, api_key=key)
+        return Source(server=options.server, model=options.model, api_key=key, timeout_s=options.timeout)
     threads = options.threads
     if not threads and options.processes > 1:
         threads = max(1, len(os.sched_getaffinity(0)) // options.processes)
@@ -181,7 +178,9 @@ def _print(
     if limit is not None:
         notes.append(f'of the first {limit} questions only: nothing to compare with the paper')
     if problems:
-        notes.append(f'{len(problems)} questions could not be asked, and count as wrong: {problems[0]}')
+        notes.append(
+            f'questions that could not be asked, and count as wrong: {len(problems)}; the first: {problems[0]}'
+        )
     for note in notes:
         console.print(f'note: {note}', highlight=False, markup=False, soft_wrap=True)
 

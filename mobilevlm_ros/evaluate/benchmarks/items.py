@@ -39,6 +39,7 @@ SHORT_ANSWER = 128
 """Longest answer in tokens where the published script has this limit (model_vqa_loader.py)."""
 LONG_ANSWER = 1024
 """The same of model_vqa_science.py and model_vqa_mmbench.py."""
+MAX_IMAGE_BYTES = 1 << 26
 _FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP')
 
 
@@ -54,6 +55,9 @@ class FileImage:
         :raise BadImageError: if it cannot be read.
         """
         try:
+            size = self.path.stat().st_size
+            if size > MAX_IMAGE_BYTES:
+                raise BadImageError(f'the file has {size} bytes; at most {MAX_IMAGE_BYTES} are read')
             return _decode(self.path.read_bytes())
         except OSError as error:
             raise BadImageError(f'{self.path} cannot be read: {error.strerror}') from error

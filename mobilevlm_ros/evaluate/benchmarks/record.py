@@ -68,23 +68,26 @@ class RunRecord:
         return done
 
     def _cut_torn_line(self) -> None:
-        with self.predictions.open('rb+') as file:
-            end = file.seek(0, os.SEEK_END)
-            start = max(0, end - 4 * MAX_LINE_CHARACTERS)
-            file.seek(start)
-            tail = file.read()
-            if tail and not tail.endswith(b'\n'):
-                file.truncate(start + tail.rfind(b'\n') + 1)
+        try:
+            with self.predictions.open('rb+') as file:
+                end = file.seek(0, os.SEEK_END)
+                start = max(0, end - 4 * MAX_LINE_CHARACTERS)
+                file.seek(start)
+                tail = file.read()
+                if tail and not tail.endswith(b'\n'):
+                    file.truncate(start + tail.rfind(b'\n') + 1)
+        except OSError as error:
+            raise _no_room(self.predictions, error) from error
 
     def add(self, replies: Iterable[Replied]) -> None:
         """Write answers down at once.
 
         :raise DiskSpaceError: if there is no room; the answers before are kept.
         """
-        if self._file is None:
-            self._file = self.predictions.open('ab')
-        lines = [json.dumps(self._line(*replied), ensure_ascii=True) + '\n' for replied in replies]
+        lines = [json.dumps(self._line(*replied)) + '\n' for replied in replies]
         try:
+            if self._file is None:
+                self._file = self.predictions.open('ab')
             self._file.write(''.join(lines).encode())
             self._file.flush()
         except OSError as error:
