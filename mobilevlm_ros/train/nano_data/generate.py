@@ -73,7 +73,8 @@ def generate(
     :raise DatasetError: if the folder holds data of another plan.
     """
     training, apart = materials
-    content = f'{sorted(one.source for one in training.cutouts)}{len(training.backgrounds)}{len(photos)}'
+    content = f'{sorted(one.source for one in training.cutouts)}{len(training.backgrounds)}'
+    content += str([(photo.source, photo.things, photo.unsure, photo.place) for photo in photos])
     identity = plan.identity(hashlib.sha256(content.encode()).hexdigest())
     (out / 'images').mkdir(parents=True, exist_ok=True)
     (out / 'LICENCES.txt').write_text(licence, encoding='utf-8')
@@ -107,7 +108,7 @@ def _make(
     if photos and rng.random() < _PHOTO_SHARE:
         photo = rng.choice(photos)
         image, things = photo_view(photo, rng)
-        place, source, complete = photo.place, photo.path.name, False
+        place, source, complete = photo.place, photo.source, False
         asked = questions_about(
             things, vocabulary, rng, place=place, unsure=photo.unsure, counted=False, most=plan.questions
         )

@@ -30,9 +30,13 @@ _N_FIELDS = 4
 
 @dataclass(frozen=True)
 class Photo:
-    """A photo and what is known of it."""
+    """A photo and what is known of it.
+
+    :ivar source: its package and place in it.
+    """
 
     path: Path
+    source: str
     things: tuple[Thing, ...]
     unsure: tuple[str, ...]
     place: str
@@ -59,7 +63,7 @@ def load_photos(folders: Mapping[str, Path], labels: Path | None = None) -> list
             raise DatasetError(f'{path} is missing: delete {folders[package]} and run again')
         things = tuple(_things(listed))
         words = tuple(word.replace('_', ' ') for word in unsure.split())
-        photos.append(Photo(path, things, words, place, (package, _shoot(name)) in apart))
+        photos.append(Photo(path, f'{package}/{name}', things, words, place, (package, _shoot(name)) in apart))
     return photos
 
 

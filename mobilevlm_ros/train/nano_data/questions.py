@@ -122,7 +122,7 @@ def caption_of(things: Sequence[Thing], place: str = '', *, complete: bool = Tru
     :param complete: whether there is nothing but ``things``; if not and there are none, there is nothing to be said.
     """
     if not things:
-        return f'A {place}.' if place else 'There is no object.' if complete else ''
+        return f'{article(place).capitalize()}.' if place else 'There is no object.' if complete else ''
     where = f' {_WHERE.get(place, f"in {article(place)}")}' if place else ''
     counts = Counter(thing.noun for thing in things)
     parts = []
@@ -147,6 +147,7 @@ _WHERE = {
     'city': 'in the city',
     'home': 'at home',
     'lake': 'by a lake',
+    'mountains': 'in the mountains',
     'sea': 'by the sea',
     'street': 'on a street',
 }
@@ -247,7 +248,8 @@ def _scene(place: str, rng: random.Random) -> list[Asked]:
         asked.append(_choice('scene', wording, [place, *others], place, rng))
         named, answer = (place, 'Yes') if rng.random() < 0.5 else (others[0], 'No')
         if answer == 'Yes' or (place in _INDOORS) != (others[0] in _INDOORS):
-            asked.append(_short('scene_yesno', f'Is this {article(named)}?', answer))
+            verb = 'Are these' if named == 'mountains' else 'Is this'
+            asked.append(_short('scene_yesno', f'{verb} {article(named)}?', answer))
     if place in _INDOORS | _OUTDOORS:
         answer = 'indoors' if place in _INDOORS else 'outdoors'
         wording = rng.choice(('Was this picture taken indoors or outdoors?', 'Is this indoors or outdoors?'))

@@ -26,6 +26,7 @@ __all__ = [
 COLOURS = ('red', 'orange', 'yellow', 'green', 'blue', 'purple', 'pink', 'brown', 'black', 'white', 'gray')
 PEOPLE = frozenset(('man', 'woman', 'boy', 'girl', 'person'))
 PLURAL_ONLY = frozenset(('scissors', 'pants', 'shoes', 'cherries', 'grapes'))
+_WITHOUT_ARTICLE = {'mountains', 'snow'}
 MASS = PLURAL_ONLY | {'corn', 'broccoli', 'garlic', 'lettuce', 'bread'}
 """Nouns without an article."""
 
@@ -273,7 +274,7 @@ def plural(noun: str) -> str:
 
 def article(phrase: str) -> str:
     """The phrase with ``a`` or ``an``, if it takes one."""
-    if phrase.split()[-1] in MASS:
+    if phrase.split()[-1] in MASS | _WITHOUT_ARTICLE:
         return phrase
     return f'{"an" if phrase[0] in "aeiou" else "a"} {phrase}'
 
