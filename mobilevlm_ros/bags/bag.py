@@ -7,7 +7,6 @@ message is counted in ``Bag.broken``, and the others are read.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from mobilevlm_ros.bags.choosing import FrameFilter, check_range
 from mobilevlm_ros.bags.frame import BagFrame, Clock
 from mobilevlm_ros.bags.parts import Parts, find_parts, unpack, unreadable
 from mobilevlm_ros.errors import (
@@ -72,6 +72,7 @@ class BrokenMessage:
 def open_bag(path: Path) -> Iterator[Bag]:
     """Open a folder of rosbag2, or one of its files.
 
+    :raise BagError: if it may not be read.
     :raise BagMissingError: if there is no bag, or a part of it is missing.
     :raise BagFormatError: if it is no rosbag2, or its images are in a form that is not read.
     :raise BagDamagedError: if a part is truncated or damaged.
@@ -88,7 +89,7 @@ def open_bag(path: Path) -> Iterator[Bag]:
             folder = Path(stack.enter_context(TemporaryDirectory(prefix='mobilevlm_bag_')))
             files = [unpack(part, folder / str(number)) for number, part in enumerate(parts.paths)]
         except OSError as error:
-            raise unreadable(path, error) from error
+            raise BagError(f'{path} cannot be read: {error.strerror or error}') from error
         yield Bag(path, parts, files)
 
 
@@ -168,36 +169,19 @@ class Bag:
         """
         asked = [topics] if isinstance(topics, str) else [one.name for one in self.topics] if topics is None else topics
         names = {self.topic(name).name for name in asked}
-        for what, value in (('start_s', start_s), ('end_s', end_s), ('every_s', every_s)):
-            if value is not None and not math.isfinite(value):
-                raise BagRangeError(f'{what} is a number of seconds, found {value}')
-        if every_s is not None and every_s <= 0:
-            raise BagRangeError(f'every_s is above 0, found {every_s}')
-        if start_s is not None and end_s is not None and end_s < start_s:
-            raise BagRangeError(f'the range ends before it begins: {start_s} s to {end_s} s')
+        check_range(start_s, end_s, every_s)
         return self._selected(names, start_s, end_s, every_s, stamp)
 
     def _selected(
         self, names: set[str], start_s: float | None, end_s: float | None, every_s: float | None, stamp: Clock
     ) -> Iterator[BagFrame]:
         origin_ns = self.start_ns(stamp)
-        first_ns = origin_ns + round((start_s or 0.0) * 1e9)
-        every_ns = None if every_s is None else max(1, round(every_s * 1e9))
-        due: dict[str, int] = {}
+        chosen = FrameFilter(origin_ns, start_s=start_s, end_s=end_s, every_s=every_s)
         n_found = 0
         for frame in self._read(names):
-            time_ns = frame.time_ns(stamp)
-            if start_s is not None and time_ns < first_ns:
-                continue
-            if end_s is not None and time_ns > origin_ns + round(end_s * 1e9):
-                continue
-            if every_ns is not None:
-                interval = (time_ns - first_ns) // every_ns
-                if due.get(frame.topic, interval) > interval:
-                    continue
-                due[frame.topic] = interval + 1
-            n_found += 1
-            yield frame
+            if chosen.takes(frame.topic, frame.time_ns(stamp)):
+                n_found += 1
+                yield frame
         if not n_found:
             asked = f'{start_s or 0.0:.3f} s to {"the end" if end_s is None else f"{end_s:.3f} s"}'
             raise BagRangeError(

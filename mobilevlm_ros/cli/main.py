@@ -15,6 +15,7 @@ from mobilevlm_ros.cli.arguments import Commands
 from mobilevlm_ros.cli.ask import add_ask
 from mobilevlm_ros.cli.build import add_build
 from mobilevlm_ros.cli.checks import add_checks
+from mobilevlm_ros.cli.evaluate import add_evaluate
 from mobilevlm_ros.cli.train import add_train
 from mobilevlm_ros.errors import MobileVLMError
 
@@ -46,5 +47,6 @@ def build_parser() -> argparse.ArgumentParser:
     add_ask(commands)
     add_build(commands)
     add_train(commands)
+    add_evaluate(commands)
     add_checks(commands)
     return parser

@@ -6,10 +6,10 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import bag_writing as writing
 import numpy as np
 import pytest
-import writing
-from writing import START_NS, Message
+from bag_writing import START_NS, Message
 
 from mobilevlm_ros.bags import open_bag
 from mobilevlm_ros.errors import (

@@ -6,8 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import bag_writing as writing
 import pytest
-import writing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

@@ -20,7 +20,7 @@ from rosbags.typesys import Stores, get_typestore
 Storage = Literal['mcap', 'sqlite3']
 
 START_NS = 1_700_000_000_000_000_000
-EXAM_IMAGES = Path(__file__).resolve().parents[2] / 'models' / 'nano' / 'exam' / 'images'
+EXAM_IMAGES = Path(__file__).resolve().parents[1] / 'models' / 'nano' / 'exam' / 'images'
 
 _store = get_typestore(Stores.ROS2_HUMBLE)
 
