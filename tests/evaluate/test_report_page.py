@@ -150,11 +150,12 @@ def test_whatever_people_and_models_write_is_text(tmp_path: Path) -> None:
         [question(kind=EVIL, accepted=(EVIL,))], broken_frames=[{'camera': EVIL, 'frame_index': 0, 'message': EVIL}]
     )
     run['bundle'] |= {'model_id': EVIL, 'warning': EVIL}
+    run['bag']['notes'] = [EVIL]
     run['bag']['path'] = run['questions_file']['path'] = EVIL
     _, page = page_of(write_folder(tmp_path, [row, answer(EVIL, 3), failed], run))
     assert len(page.all('script')) == 1 and page.all('img') == []
     assert [element.tag for element in page.all() if any(name.startswith('on') for name in element.attributes)] == []
-    assert page.text.count(EVIL) >= 12
+    assert page.text.count(EVIL) >= 13
 
 
 @settings(max_examples=25, deadline=None)
