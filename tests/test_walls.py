@@ -20,7 +20,7 @@ MAY_IMPORT = {
     'bags': {'ground', 'runtime', 'bags'},
     'node': {'ground', 'runtime', 'node'},
     'model': {'ground', 'runtime', 'model'},
-    'train': {'ground', 'runtime', 'model', 'build', 'evaluate', 'train'},
+    'train': {'ground', 'runtime', 'model', 'build', 'bags', 'evaluate', 'train'},
     'build': {'ground', 'runtime', 'model', 'build'},
     'evaluate': {'ground', 'runtime', 'bags', 'evaluate'},
     'bench': {'ground', 'runtime', 'model', 'build', 'bench'},
