@@ -13,7 +13,6 @@ from pathlib import Path
 from rich.console import Console
 
 from mobilevlm_ros.build.console import ConsoleReporter
-from mobilevlm_ros.train.command import asked_to_stop
 from mobilevlm_ros.train.own_labels import LABELS, Labels, read_labels
 from mobilevlm_ros.train.own_split import DEFAULT_GAP_S, DEFAULT_SHARE, Split, split_by_time
 
@@ -65,25 +64,24 @@ def run_own(options: argparse.Namespace) -> int:
         labels = read_labels(options.folder / LABELS, on_progress=reporter.progress)
         split = split_by_time(labels.frames, share=options.held_out, gap_s=options.gap)
         reporter.console.print(_described(labels, split), highlight=False, soft_wrap=True)
-        if options.check:
-            return 0
-        from mobilevlm_ros.train.own_run import BUNDLE, OwnSettings, train_own
+    if options.check:
+        return 0
+    from mobilevlm_ros.train.own_run import BUNDLE, OwnSettings, train_own
 
-        settings = OwnSettings(
-            folder=options.folder,
-            out=options.out or options.folder / 'own',
-            bundle=options.bundle,
-            base=options.base,
-            profile=options.profile,
-            packages=options.packages,
-            config=options.config,
-            overrides=tuple(options.set),
-            resume=options.resume,
-        )
-        with asked_to_stop() as asked:
-            report = train_own(settings, split, reporter, asked_to_stop=asked.__bool__)
+    settings = OwnSettings(
+        folder=options.folder,
+        out=options.out or options.folder / 'own',
+        bundle=options.bundle,
+        base=options.base,
+        profile=options.profile,
+        packages=options.packages,
+        config=options.config,
+        overrides=tuple(options.set),
+        resume=options.resume,
+    )
+    report = train_own(settings, split, reporter)
     if report is None:
-        Console(stderr=True).print('· stopped, with a checkpoint; go on with the same command and --resume')
+        reporter.console.print('· stopped, with a checkpoint; go on with the same command and --resume')
         return 130
     report.show(Console(file=sys.stdout))
     print(settings.out / BUNDLE)

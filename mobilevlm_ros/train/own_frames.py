@@ -93,8 +93,11 @@ def pick_frames(
         found: list[_Candidate] = []
         broken: Counter[str] = Counter()
         for number, path in enumerate(bags):
-            found += _look_through(path, topic, every_s, making, max_side, broken, len(found))
-            on_progress(number + 1, len(bags))
+
+            def on_share(share: float, number: int = number) -> None:
+                on_progress(number + share, len(bags))
+
+            found += _look_through(path, topic, every_s, making, max_side, broken, len(found), on_share)
         picked = _keep(sorted(found, key=lambda one: one.received_ns), n_most, limits, making, broken, out)
         making.rename(out / FRAMES)
     except OSError as error:
@@ -134,7 +137,14 @@ def empty_entries(n: int, asked: Sequence[Asked]) -> list[list[dict[str, Any]]]:
 
 
 def _look_through(
-    path: Path, topic: str | None, every_s: float, folder: Path, max_side: int, broken: Counter[str], n_before: int
+    path: Path,
+    topic: str | None,
+    every_s: float,
+    folder: Path,
+    max_side: int,
+    broken: Counter[str],
+    n_before: int,
+    on_share: Callable[[float], None],
 ) -> Iterator[_Candidate]:
     """Every frame that might be taken, written to a file of its own."""
     with open_bag(path) as bag:
@@ -143,8 +153,10 @@ def _look_through(
                 f'{path} has no images: no topic of type sensor_msgs/msg/Image or CompressedImage was recorded. '
                 'Record the camera, too: `ros2 bag record /camera/image_raw`'
             )
-        name = bag.topic(topic).name
+        chosen = bag.topic(topic)
+        name, span_ns = chosen.name, max(1, chosen.last_ns - chosen.first_ns)
         for number, frame in enumerate(bag.frames(name, every_s=every_s, stamp='receive'), n_before + 1):
+            on_share(min(1.0, (frame.received_ns - chosen.first_ns) / span_ns))
             try:
                 rgb_hwc = frame.decode()
             except BadImageError:

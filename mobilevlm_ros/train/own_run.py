@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from mobilevlm_ros.errors import SettingsError, TrainingError
 from mobilevlm_ros.model.checkpoint import open_checkpoint
 from mobilevlm_ros.runtime.bundle import Bundle
 from mobilevlm_ros.runtime.loading import load_assistant
+from mobilevlm_ros.train.command import asked_to_stop
 from mobilevlm_ros.train.config import TrainConfig, find_config, read_config
 from mobilevlm_ros.train.exam import Given, answer_all, majority
 from mobilevlm_ros.train.exam_questions import ExamQuestion
@@ -59,13 +60,11 @@ class OwnSettings:
     resume: bool = False
 
 
-def train_own(
-    settings: OwnSettings, split: Split, reporter: ConsoleReporter, *, asked_to_stop: Callable[[], bool]
-) -> OwnReport | None:
+def train_own(settings: OwnSettings, split: Split, reporter: ConsoleReporter) -> OwnReport | None:
     """Train on the frames of a split, build the bundle, and ask both bundles about the held-out frames.
 
-    :param asked_to_stop: see ``run_stage``.
-    :return: None if it was stopped; then ``resume`` goes on.
+    :param reporter: not entered; the training has a bar of its own.
+    :return: None if the training was stopped by Ctrl-C or a termination; then ``resume`` goes on.
     :raise SettingsError: if what was asked for does not fit together.
     :raise TrainingError: if there is a run already that is not to be resumed, or it is another one.
     :raise MobileVLMError: if a step fails; what is done stays.
@@ -81,32 +80,32 @@ def train_own(
     except OSError as error:
         raise TrainingError(f'{out} cannot be made: {error.strerror}') from error
     write_records(out / _RECORDS, split.train, settings.folder, resume=settings.resume)
-    start = prepare_start(
-        out,
-        reporter,
-        bundle=settings.bundle,
-        base=settings.base,
-        profile=settings.profile,
-        packages=settings.packages,
-    )
-    config = _configured(settings, start, [frame.image for frame in split.train], reporter)
-    reporter.step('training')
-    outcome = run_stage(config, resume=settings.resume, console=reporter.console, asked_to_stop=asked_to_stop)
+    with reporter:
+        start = prepare_start(
+            out,
+            reporter,
+            bundle=settings.bundle,
+            base=settings.base,
+            profile=settings.profile,
+            packages=settings.packages,
+        )
+        config = _configured(settings, start, [frame.image for frame in split.train], reporter)
+    reporter.console.print('· training', highlight=False)
+    with asked_to_stop() as asked:
+        outcome = run_stage(config, resume=settings.resume, console=reporter.console, asked_to_stop=asked.__bool__)
     if outcome.stopped:
         return None
-    after = build_own(start, run, out / BUNDLE, out / 'shipped', reporter, packages=settings.packages)
     questions = [question for frame in split.held_out for question in frame.questions]
-    report = OwnReport(
-        _examined(start.before, questions, reporter, 'before'),
-        _examined(after, questions, reporter, 'after'),
-        majority(questions),
-    )
+    with reporter:
+        after = build_own(start, run, out / BUNDLE, out / 'shipped', reporter, packages=settings.packages)
+        report = OwnReport(
+            _examined(start.before, questions, reporter, 'before'),
+            _examined(after, questions, reporter, 'after'),
+            majority(questions),
+        )
     record = {'before': start.before.model_id, 'after': after.model_id, 'held_out_from_s': split.from_s}
-    try:
-        text = json.dumps(record | {'report': report.as_record()}, indent=1, ensure_ascii=False)
-        (out / REPORT).write_text(text + '\n', encoding='utf-8')
-    except OSError as error:
-        raise TrainingError(f'{out / REPORT} cannot be written: {error.strerror or error}') from error
+    text = json.dumps(record | {'report': report.as_record()}, indent=1, ensure_ascii=False)
+    _write(out / REPORT, text + '\n')
     return report
 
 
@@ -145,7 +144,7 @@ def _configured(settings: OwnSettings, start: OwnStart, images: Sequence[Path], 
         values['model']['adapter'] = str(folder)
         values['lora'] = {'rank': lora.rank, 'alpha': lora.alpha}
     path = out / _CONFIG
-    path.write_text(yaml.safe_dump(values, sort_keys=False), encoding='utf-8')
+    _write(path, yaml.safe_dump(values, sort_keys=False))
     return read_config(str(path), settings.overrides)
 
 
@@ -156,3 +155,10 @@ def _examined(bundle: Bundle, questions: Sequence[ExamQuestion], reporter: Repor
         return answer_all(assistant, questions, on_progress=reporter.progress)
     finally:
         assistant.close()
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding='utf-8')
+    except OSError as error:
+        raise TrainingError(f'{path} cannot be written: {error.strerror or error}') from error

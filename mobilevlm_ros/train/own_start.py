@@ -37,6 +37,7 @@ class OwnStart:
     """What is there before the first step.
 
     :ivar name: of the model.
+    :ivar is_nano: it is the embedded default, whose bundle is put together from packages.
     :ivar checkpoint: folder of the model that is trained on, without its adapter.
     :ivar adapter: the bundle's adapter as peft saves it, and its rank and alpha; None: it has none.
     :ivar before: the bundle that was made of both.
@@ -44,15 +45,11 @@ class OwnStart:
     """
 
     name: str
+    is_nano: bool
     checkpoint: Path
     adapter: tuple[Path, LoraConfig] | None
     before: Bundle
     profile: str
-
-    @property
-    def is_nano(self) -> bool:
-        """Whether it is the embedded default, whose bundle is put together from packages."""
-        return self.name == NANO
 
 
 def prepare_start(
@@ -95,7 +92,8 @@ def prepare_start(
             folder = work / 'adapter-before'
             shutil.rmtree(folder, ignore_errors=True)
             adapter = folder, unpack_adapter(opened.adapter_path, model.config.language, folder)
-    return OwnStart(name if name == NANO else checkpoint.resolve().name, checkpoint, adapter, opened, profile)
+    called = NANO if name == NANO else checkpoint.resolve().name
+    return OwnStart(called, name == NANO, checkpoint, adapter, opened, profile)
 
 
 def _base_of(bundle: Bundle) -> str:
