@@ -21,6 +21,9 @@ DOCS = (
     'docs/models.md',
     'docs/tensorrt.md',
     'docs/training.md',
+    'docs/evaluation.md',
+    'docs/benchmarks.md',
+    'docs/own_data.md',
     'models/nano/README.md',
 )
 

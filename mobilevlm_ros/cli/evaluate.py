@@ -25,6 +25,7 @@ def add_evaluate(commands: Commands) -> None:
     parser = commands.add('evaluate', no_command, 'Evaluate: answers about recorded bags and benchmarks, scored.')
     late = LateCommands(parser, 'evaluating', 'requirements/evaluate.txt')
     late.add('bag', 'Ask questions about a recorded bag, score the answers, write a report.', _bag)
+    late.add('report', 'Write the report of a run, also of one that is not finished.', _report)
     late.add('compare', 'May the second of two runs take the place of the first? Exit code 0 or 1.', _compare)
     for name, title in BENCHMARKS.items():
         late.add(name, f'{title}: ask, score, and compare with the paper.', _benchmark)
@@ -35,6 +36,13 @@ def _bag(parser: argparse.ArgumentParser) -> Run:
 
     add_bag_arguments(parser)
     return run_bag
+
+
+def _report(parser: argparse.ArgumentParser) -> Run:
+    from mobilevlm_ros.evaluate.report_command import add_report_arguments, run_report
+
+    add_report_arguments(parser)
+    return run_report
 
 
 def _compare(parser: argparse.ArgumentParser) -> Run:
