@@ -64,8 +64,8 @@ def run(options: argparse.Namespace) -> int:
     if options.answers is not None:
         if options.bundle or options.server or options.resume:
             raise SettingsError('--answers asks nobody: leave out --bundle, --server and --resume')
-        model_id, answers, problems = str(options.answers), list(read_answers(options.answers)), []
-        answers = answers[: options.limit]
+        model_id, problems = str(options.answers), list[str]()
+        answers = list(read_answers(options.answers))[: options.limit]
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -186,12 +186,7 @@ def test_our_own_predictions_can_be_scored_again(oracle: Callable[..., Oracle], 
 
 
 @pytest.mark.parametrize(
-    'arguments',
-    [
-        ('--answers', 'x', '--server', 'http://h'),
-        ('--bundle', 'x', '--server', 'http://h'),
-        ('--answers', 'x', '--resume'),
-    ],
+    'arguments', ['--answers x --server http://h', '--bundle x --server http://h', '--answers x --resume']
 )
 def test_arguments_that_contradict_each_other_are_refused(tmp_path: Path, arguments: str) -> None:
     with pytest.raises(SettingsError):
