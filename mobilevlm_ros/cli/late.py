@@ -9,7 +9,7 @@ from typing import Any
 
 from mobilevlm_ros.errors import DependencyError, SettingsError
 
-__all__ = ['LateCommands', 'Run', 'no_command']
+__all__ = ['Declare', 'LateCommands', 'Run', 'no_command']
 
 Run = Callable[[argparse.Namespace], int]
 Declare = Callable[[argparse.ArgumentParser], Run]

@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
 
 from mobilevlm_ros.cli.arguments import Commands
-from mobilevlm_ros.errors import DependencyError, SettingsError
+from mobilevlm_ros.cli.late import Declare, LateCommands, Run, no_command
 
 __all__ = ['add_train']
 
@@ -44,79 +41,33 @@ OTHERS = {
     'nano-data': ("Make nano's training data from packages.", 'nano_data.command', 'data'),
 }
 
-Declare = Callable[[argparse.ArgumentParser], None]
-
 
 def add_train(commands: Commands) -> None:
     """Add the commands."""
-    parser = commands.add('train', _nothing, 'Train: from raw text to a model that answers.')
-    subparsers: Any = parser.add_subparsers(metavar='COMMAND', required=True, parser_class=_LateParser)
-
-    def add(name: str, summary: str, declare: Declare) -> None:
-        subparsers.add_parser(name, help=summary, description=summary, declare=declare)
-
+    parser = commands.add('train', no_command, 'Train: from raw text to a model that answers.')
+    late = LateCommands(parser, 'training', 'requirements/train.txt')
     for stage, summary in STAGES.items():
-        add(stage, summary, _stage(stage))
+        late.add(stage, summary, _stage(stage))
     for name, (summary, module, what) in OTHERS.items():
-        add(name, summary, _other(module, what))
-
-
-class _LateParser(argparse.ArgumentParser):
-    """Declares its arguments when it is asked to parse some.
-
-    :param declare: adds them, and the default ``run``; may import what it likes.
-    """
-
-    def __init__(self, *arguments: Any, declare: Declare, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._declare: Declare | None = declare
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As in the base class."""
-        if self._declare is not None:
-            declare, self._declare = self._declare, None
-            with _missing_libraries_named():
-                declare(self)
-        return super().parse_known_args(args, namespace)
-
-
-@contextmanager
-def _missing_libraries_named() -> Iterator[None]:
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise DependencyError(
-            f'training needs {error.name}, which is not installed: pip install -r requirements/train.txt'
-        ) from error
-
-
-def _declare_run(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int]) -> None:
-    def late(options: argparse.Namespace) -> int:
-        with _missing_libraries_named():
-            return run(options)
-
-    parser.set_defaults(run=late)
+        late.add(name, summary, _other(module, what))
 
 
 def _stage(stage: str) -> Declare:
-    def declare(parser: argparse.ArgumentParser) -> None:
+    def declare(parser: argparse.ArgumentParser) -> Run:
         from mobilevlm_ros.train.command import add_stage_arguments, run_training
 
         add_stage_arguments(parser)
         parser.set_defaults(stage=stage)
-        _declare_run(parser, run_training)
+        return run_training
 
     return declare
 
 
 def _other(module: str, what: str) -> Declare:
-    def declare(parser: argparse.ArgumentParser) -> None:
+    def declare(parser: argparse.ArgumentParser) -> Run:
         found = importlib.import_module(f'mobilevlm_ros.train.{module}')
         getattr(found, f'add_{what}_arguments')(parser)
-        _declare_run(parser, getattr(found, f'run_{what}'))
+        run: Run = getattr(found, f'run_{what}')
+        return run
 
     return declare
-
-
-def _nothing(options: argparse.Namespace) -> int:
-    raise SettingsError('a command of `mobilevlm train` is missing')

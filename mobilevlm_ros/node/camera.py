@@ -10,8 +10,6 @@ from collections.abc import Callable
 from enum import Enum, auto
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from rclpy.node import Node
 from rclpy.qos import (
     DurabilityPolicy,
@@ -23,11 +21,10 @@ from rclpy.qos import (
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CompressedImage, Image
 
-from mobilevlm_ros.node.conversions import raw_pixels
 from mobilevlm_ros.node.parameters import CameraSettings
-from mobilevlm_ros.runtime.cdr import read_compressed_image, read_image, stamp_of
+from mobilevlm_ros.runtime.camera_message import decode_message
+from mobilevlm_ros.runtime.cdr import stamp_of
 from mobilevlm_ros.runtime.frames import FrameStore, PendingFrame
-from mobilevlm_ros.runtime.images import decode_compressed
 
 try:
     from rclpy.event_handler import SubscriptionEventCallbacks
@@ -38,6 +35,7 @@ __all__ = ['CameraInput', 'CameraNotice']
 
 _TYPES: dict[str, type[Any]] = {'raw': Image, 'compressed': CompressedImage}
 _TYPE_NAMES = {'sensor_msgs/msg/Image': 'raw', 'sensor_msgs/msg/CompressedImage': 'compressed'}
+_MESSAGE_TYPES = {image_type: name for name, image_type in _TYPE_NAMES.items()}
 _QUIET_LOOKS = 6
 
 
@@ -124,10 +122,12 @@ class CameraInput:
             reliability=ReliabilityPolicy.BEST_EFFORT,
             durability=DurabilityPolicy.VOLATILE,
         )
-        decode = _decode_raw if image_type == 'raw' else _decode_compressed
+        message_type = _MESSAGE_TYPES[image_type]
 
         def on_message(serialized: bytes) -> None:
-            pending = PendingFrame(stamp_of(serialized), self._now_ns(), lambda: decode(serialized))
+            pending = PendingFrame(
+                stamp_of(serialized), self._now_ns(), lambda: decode_message(serialized, message_type)
+            )
             self._n_received += 1
             self._store.put(self._settings.name, pending)
 
@@ -172,13 +172,3 @@ class CameraInput:
             self._node.destroy_subscription(self._subscription)
             self._subscription = None
             self.image_type = ''
-
-
-def _decode_raw(serialized: bytes) -> tuple[NDArray[np.uint8], str]:
-    image = read_image(serialized)
-    return raw_pixels(image), image.frame_id
-
-
-def _decode_compressed(serialized: bytes) -> tuple[NDArray[np.uint8], str]:
-    image = read_compressed_image(serialized)
-    return decode_compressed(image.data, image.format), image.frame_id

@@ -92,13 +92,13 @@ def request_frame(request: Any, now_ns: int) -> Frame:
     if has_raw and len(compressed.data):
         raise BadImageError('the request has both an image and a compressed image: send one')
     header = raw.header if has_raw else compressed.header
-    rgb_hwc = raw_pixels(raw) if has_raw else decode_compressed(compressed.data, compressed.format)
+    rgb_hwc = _raw_pixels(raw) if has_raw else decode_compressed(compressed.data, compressed.format)
     stamp = stamp_ns(header.stamp)
     age_s = (now_ns - stamp) / 1e9 if stamp else 0.0
     return Frame(rgb_hwc, camera=REQUEST_CAMERA, frame_id=header.frame_id, stamp_ns=stamp, age_s=age_s)
 
 
-def raw_pixels(image: Any) -> Any:
+def _raw_pixels(image: Any) -> Any:
     """The RGB pixels of a ``sensor_msgs/Image``; raises ``BadImageError``."""
     return to_rgb(
         image.data,
