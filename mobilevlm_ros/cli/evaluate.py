@@ -29,6 +29,7 @@ def add_evaluate(commands: Commands) -> None:
     late.add('compare', 'May the second of two runs take the place of the first? Exit code 0 or 1.', _compare)
     for name, title in BENCHMARKS.items():
         late.add(name, f'{title}: ask, score, and compare with the paper.', _benchmark)
+    late.add('language', "The paper's language benchmarks, by lm-evaluation-harness, of a GGUF.", _language)
 
 
 def _bag(parser: argparse.ArgumentParser) -> Run:
@@ -50,6 +51,13 @@ def _compare(parser: argparse.ArgumentParser) -> Run:
 
     add_compare_arguments(parser)
     return run_compare
+
+
+def _language(parser: argparse.ArgumentParser) -> Run:
+    from mobilevlm_ros.evaluate.benchmarks.harness import add_language_arguments, run_language
+
+    add_language_arguments(parser)
+    return run_language
 
 
 def _benchmark(parser: argparse.ArgumentParser) -> Run:
