@@ -124,7 +124,7 @@ def compare_runs(
     }
     kind_p = dict(zip(kinds, holm([one.p for one in kinds.values()]), strict=True))
     answered = [(one.seconds, other.seconds) for one, other in pairs if not (one.failed or other.failed)]
-    before, after = np.median(answered, axis=0).tolist() if answered else (None, None)
+    median_s = tuple(np.median(answered, axis=0).tolist()) if answered else None
     return Comparison(
         models=models,
         accuracies=(_accuracy([one for one, _ in scored]), _accuracy([other for _, other in scored])),
@@ -132,7 +132,7 @@ def compare_runs(
         kinds=kinds,
         kind_p=kind_p,
         flips=[_flip(one, other) for one, other in scored if one.right != other.right],
-        median_s=None if before is None else (before, after),
+        median_s=median_s,
         n_unscored=len(pairs) - len(scored),
         n_left_out=n_left_out,
         reasons=_reasons(overall, kinds, kind_p, limits),

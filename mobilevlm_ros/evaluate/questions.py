@@ -314,9 +314,8 @@ def _problem(record: Record, detail: ErrorDetails) -> str:
     key = '.'.join(str(step) for step in location)
     kind = detail['type']
     if kind == 'extra_forbidden':
-        owner: type[BaseModel] = (
-            {'when': When, 'truth': Truth}.get(str(location[0]), BagQuestion) if len(location) > 1 else BagQuestion
-        )
+        sections: dict[str, type[BaseModel]] = {'when': When, 'truth': Truth}
+        owner = sections.get(str(location[0]), BagQuestion) if len(location) > 1 else BagQuestion
         known = [field.alias or name for name, field in owner.model_fields.items()]
         close = difflib.get_close_matches(str(location[-1]), known, 1)
         meant = f'; did you mean {close[0]!r}?' if close else ''

@@ -134,7 +134,7 @@ def _page(folder: Path, run: Mapping[str, Any], scores: Scores, bounds: Bounds) 
 
 def _figures(scores: Scores) -> list[tuple[str, str]]:
     """Captions and drawings."""
-    figures = []
+    figures: list[tuple[str, str]] = []
     if scores.kinds:
         caption = 'Accuracy by kind of question, with its 95 % interval'
         figures.append((caption, plots.accuracy_figure({**scores.kinds, 'all': scores.overall})))

@@ -118,5 +118,6 @@ def ship(run: Path, out: Path) -> tuple[Path, Path]:
         write_adapter_gguf(run / ADAPTER, Path(scratch) / adapter.name, opened.config.language, name='nano')
         for path in (projector, adapter):
             shutil.move(Path(scratch) / path.name, path)
+            path.chmod(0o644)  # safetensors writes for its owner alone
     Console(stderr=True).print(f'· {out} holds what nano is built from', highlight=False)
     return projector, adapter
