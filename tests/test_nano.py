@@ -25,7 +25,13 @@ from mobilevlm_ros.types import AnswerFormat, Frame, Question, ResultCode
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
 PARITY = Path(__file__).parent / 'data' / 'nano_parity.npz'
-LONG = Question('Tell me everything that you see.', max_tokens=1000)
+# Forced to go on, as the model itself answers in a word or two.
+LONG = Question(
+    'Count.',
+    format=AnswerFormat.JSON,
+    json_schema='{"type": "array", "items": {"type": "integer"}, "minItems": 400}',
+    max_tokens=1500,
+)
 
 
 @pytest.fixture(scope='module')
@@ -121,8 +127,6 @@ def test_cancel_stops_within_200_ms(nano: Assistant, parity: Any, stage: str) ->
                 threading.Timer(0.02, stop).start()
 
         answer = nano.ask(LONG, fresh(parity, run), cancel=cancel, on_progress=on_progress)
-        if answer.result_code is ResultCode.OK:
-            continue  # the model had nothing more to say
         assert answer.result_code is ResultCode.CANCELED
         assert bool(answer.text) == (stage == 'decode')
         overruns_s.append(time.monotonic() - set_at[0])
@@ -134,11 +138,9 @@ def test_deadline_stops_within_200_ms(nano: Assistant, parity: Any, deadline_s: 
     overruns_s = []
     for run in range(3):
         cancel = CancelToken()
-        schema = '{"type": "array", "items": {"type": "integer"}, "minItems": 400}'
-        question = Question('Count.', format=AnswerFormat.JSON, json_schema=schema, max_tokens=1500)
         started_s = time.monotonic()
         with cancel.deadline(started_s + deadline_s):
-            answer = nano.ask(question, fresh(parity, 100 + run), cancel=cancel)
+            answer = nano.ask(LONG, fresh(parity, 100 + run), cancel=cancel)
         assert answer.result_code is ResultCode.TIMEOUT, answer.message
         overruns_s.append(time.monotonic() - started_s - deadline_s)
     assert np.median(overruns_s) < 0.2

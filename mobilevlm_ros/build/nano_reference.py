@@ -35,7 +35,9 @@ __all__ = ['record_nano', 'write_parity']
 
 _N_IMAGES = 3
 _END = '<|im_end|>'
-_PARITY_QUESTIONS = ('Is there a car here?' + SHORT_SUFFIX, 'Is there a cat?' + SHORT_SUFFIX, 'Describe the image.')
+_PARITY_QUESTIONS = tuple(
+    question + SHORT_SUFFIX for question in ('Is there a car here?', 'Is there a cat?', 'Is there a person?')
+)
 _PARITY_TOKENS = 48
 
 
