@@ -204,7 +204,7 @@ def test_memory_does_not_grow_with_the_run(tmp_path: Path) -> None:
         finally:
             tracemalloc.stop()
 
-    peak(20)  # what is loaded and cached on first use
+    peak(10)  # what is loaded and cached on first use
     assert peak(200) < peak(20) + (1 << 20), 'of 3.3 MB of pictures'
 
 
