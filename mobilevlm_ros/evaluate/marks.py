@@ -109,7 +109,10 @@ def _json_line(path: Path, number: int, line: str) -> Record:
 
 
 def _yaml(path: Path, text: str) -> Iterator[Record]:
-    loader = yaml.SafeLoader(text)
+    try:
+        loader = yaml.SafeLoader(text)
+    except yaml.YAMLError as error:  # a character that no YAML may have
+        raise QuestionFileError(f'{path} is no YAML: {error}') from error
     try:
         root = loader.get_single_node()
         if root is None:

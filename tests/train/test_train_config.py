@@ -16,7 +16,7 @@ from mobilevlm_ros.train.config import TrainConfig, differences, dump_config, fi
 from mobilevlm_ros.train.trainer import micro_batches
 
 SHIPPED = sorted(path.stem for path in shared_file('config/train').glob('*.yaml') if path.stem != 'fsdp')
-PUBLISHED = [name for name in SHIPPED if not name.startswith('nano')]
+PUBLISHED = [name for name in SHIPPED if not name.startswith(('nano', 'own'))]
 
 # Upstream's scripts/train/run_v1.sh and run.sh: stage, template, aspect, grouping, rate of the projector, rate of the
 # rest, batch a GPU, global batch, warm-up, ZeRO stage, steps between checkpoints.
