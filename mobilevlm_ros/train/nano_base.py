@@ -47,7 +47,7 @@ _CHATML = (
 def write_nano_base(
     out: Path,
     *,
-    resolution: int = 224,
+    resolution: int | None = None,
     seed: int = 0,
     projector: Literal['random', 'shipped'] = 'random',
     dtype: Dtype = 'fp32',
@@ -56,7 +56,7 @@ def write_nano_base(
 ) -> Path:
     """Write the checkpoint; about 0.9 GB in fp32.
 
-    :param resolution: one of ``RESOLUTIONS``.
+    :param resolution: one of ``RESOLUTIONS``; None: that of nano's bundle.
     :param seed: of the untrained projector.
     :param projector: ``random``, or the one of nano's bundle, to go on with its training.
     :param dtype: fp32 keeps the weights as they are; the two smaller ones round them.
@@ -68,13 +68,13 @@ def write_nano_base(
     """
     import gguf
 
-    if resolution not in RESOLUTIONS:
+    if resolution is not None and resolution not in RESOLUTIONS:
         raise CheckpointError(f'nano sees {" or ".join(map(str, RESOLUTIONS))} pixels a side, not {resolution}')
     if out.exists():
         raise CheckpointError(f'{out} exists already: remove it, or choose another place')
     reporter = reporter or SilentReporter()
     source = NanoSource(packages, reporter)
-    vision = replace(source.vision, image_size=resolution)
+    vision = replace(source.vision, image_size=resolution or source.vision.image_size)
     weights: dict[str, NDArray[np.float32]] = {
         name if name.startswith(PROJECTOR_PREFIX) else TOWER_PREFIX + name: value
         for name, value in source.vision_weights().items()
@@ -90,7 +90,7 @@ def write_nano_base(
         language = read_language_config(reader, source.n_ctx)
         weights |= read_language_weights(reader, language)
         config = ModelConfig(
-            f'nano-{resolution}',
+            f'nano-{vision.image_size}',
             language,
             vision,
             source.projector,
