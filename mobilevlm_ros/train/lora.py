@@ -21,7 +21,6 @@ from torch import nn
 
 from mobilevlm_ros.build.adapter_gguf import AdaptedWeights
 from mobilevlm_ros.errors import (
-    CheckpointDamagedError,
     CheckpointKindError,
     CheckpointMissingError,
     CheckpointShapeError,
@@ -31,6 +30,7 @@ from mobilevlm_ros.errors import (
 from mobilevlm_ros.model.checkpoint import Dtype, LazyWeights, open_checkpoint
 from mobilevlm_ros.model.config import LanguageConfig, ModelConfig
 from mobilevlm_ros.model.conversation import taught_by
+from mobilevlm_ros.model.json_files import read_json_object
 from mobilevlm_ros.model.mobilevlm import MobileVLM
 from mobilevlm_ros.model.publish import OnProgress
 from mobilevlm_ros.model.tensor_files import StoredTensor, open_tensor_file
@@ -94,7 +94,9 @@ def load_adapter(model: MobileVLM, lora: LoraConfig, folder: Path) -> None:
     :raise CheckpointShapeError: if it has another rank or other matrices than the adapters of the model.
     :raise SettingsError: if its scale is another, so that the same values would mean something else.
     """
-    settings = _settings(folder)
+    if not folder.is_dir():
+        raise CheckpointMissingError(f'there is no folder {folder}: expected an adapter, as stage lora leaves it')
+    settings = read_json_object(folder / 'adapter_config.json')
     for key, mine in (('r', lora.rank), ('lora_alpha', lora.alpha)):
         if settings.get(key) != mine:
             name = {'r': 'rank', 'lora_alpha': 'alpha'}[key]
@@ -118,19 +120,6 @@ def load_adapter(model: MobileVLM, lora: LoraConfig, folder: Path) -> None:
             )
         with torch.no_grad():
             halves[name].copy_(torch.from_numpy(tensor.read()))
-
-
-def _settings(folder: Path) -> dict[str, Any]:
-    path = folder / 'adapter_config.json'
-    try:
-        found = json.loads(path.read_text(encoding='utf-8'))
-    except FileNotFoundError as error:
-        raise CheckpointMissingError(f'there is no {path}: expected an adapter, as stage lora leaves it') from error
-    except (OSError, ValueError) as error:
-        raise CheckpointDamagedError(f'{path} cannot be read: {error}') from error
-    if not isinstance(found, dict):
-        raise CheckpointDamagedError(f'{path} holds no settings')
-    return found
 
 
 def _adapter_file(folder: Path) -> Path:

@@ -85,7 +85,7 @@ def test_no_adapter_is_named(first: Outcome, copied: Path, tmp_path: Path) -> No
     with pytest.raises(CheckpointMissingError, match='expected an adapter'):
         go_on(tmp_path / 'second', first, tmp_path / 'nowhere')
     (copied / SETTINGS).write_text('{')
-    with pytest.raises(CheckpointDamagedError, match='cannot be read'):
+    with pytest.raises(CheckpointDamagedError, match='is not JSON'):
         go_on(tmp_path / 'third', first, copied)
 
 
