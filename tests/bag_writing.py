@@ -67,10 +67,10 @@ def raw_image(rgb_hwc: NDArray[np.uint8], stamp_ns: int, encoding: str = 'rgb8',
     )
 
 
-def compressed_image(rgb_hwc: NDArray[np.uint8], stamp_ns: int, kind: str = 'png') -> Any:
-    """A ``sensor_msgs/CompressedImage``; png or jpeg."""
+def compressed_image(rgb_hwc: NDArray[np.uint8], stamp_ns: int, kind: str = 'png', **options: Any) -> Any:
+    """A ``sensor_msgs/CompressedImage``; png or jpeg, with Pillow's options."""
     buffer = io.BytesIO()
-    Image.fromarray(rgb_hwc).save(buffer, kind)
+    Image.fromarray(rgb_hwc).save(buffer, kind, **options)
     data = np.frombuffer(buffer.getvalue(), np.uint8)
     header = _header(stamp_ns, 'optical')
     return _store.types['sensor_msgs/msg/CompressedImage'](header=header, format=f'rgb8; {kind}', data=data)
@@ -142,13 +142,29 @@ def _write_split(path: Path, ordered: list[Message], storage: Storage, compressi
         name = described['relative_file_paths'][0].replace(f'part{part}', f'{path.name}_{part}')
         shutil.move(folder / described['relative_file_paths'][0], path / name)
         shutil.rmtree(folder)
-        if whole:
-            whole['relative_file_paths'].append(name)
-            whole['message_count'] += described['message_count']
-        else:
-            whole = described | {'relative_file_paths': [name]}
+        described['relative_file_paths'] = [name]
+        described['files'] = [one | {'path': name} for one in described['files']]
+        whole = _joined(whole, described) if whole else described
     (path / 'metadata.yaml').write_text(yaml.safe_dump({'rosbag2_bagfile_information': whole}))
     return path
+
+
+def _joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """The description of a recording and of the part that follows it."""
+    start_ns = first['starting_time']['nanoseconds_since_epoch']
+    end_ns = second['starting_time']['nanoseconds_since_epoch'] + second['duration']['nanoseconds']
+    counts = {one['topic_metadata']['name']: one for one in first['topics_with_message_count']}
+    for one in second['topics_with_message_count']:
+        name = one['topic_metadata']['name']
+        before = counts[name]['message_count'] if name in counts else 0
+        counts[name] = one | {'message_count': before + one['message_count']}
+    return first | {
+        'duration': {'nanoseconds': end_ns - start_ns},
+        'files': first['files'] + second['files'],
+        'message_count': first['message_count'] + second['message_count'],
+        'relative_file_paths': first['relative_file_paths'] + second['relative_file_paths'],
+        'topics_with_message_count': list(counts.values()),
+    }
 
 
 def storage_file(bag: Path) -> Path:

@@ -20,10 +20,14 @@ from robot import Robot
 from sensor_msgs.msg import CompressedImage, Image
 
 from mobilevlm_ros.bags import BagFrame, open_bag
+from mobilevlm_ros.build.nano import build_nano
 from mobilevlm_ros.cli import main
 from mobilevlm_ros.evaluate.results import read_results
+from mobilevlm_ros.paths import bundle_dir
 from mobilevlm_ros.runtime.asking import AssistantSettings
 
+DATA = Path(__file__).resolve().parents[1] / 'data'
+STREET = '/street/image_raw/compressed'
 QUESTIONS: list[dict[str, Any]] = [
     {'id': 'closed', 'text': 'Is the car red?', 'format': 'yes_no'},
     {'id': 'choice', 'text': 'What is it?', 'format': 'choice', 'choices': ['red car', 'truck', 'table']},
@@ -101,6 +105,30 @@ def test_another_frame_or_another_wording_is_told_apart(robot: Robot, tiny_bundl
     assert np.abs(np.asarray(of_other_frame.probabilities) - row['probabilities']).max() > 1e-3
     shown(robot, frames_of(bag)[0])
     assert asked(robot, question | {'text': 'What is this?'}).prompt_hash != row['prompt_hash']
+
+
+@pytest.mark.model
+@pytest.mark.timeout(300)
+def test_nano_answers_alike_about_the_committed_recording(tmp_path: Path) -> None:
+    """The stamp is a new one, because the recording is old; the picture is the same."""
+    nano = bundle_dir('nano', 'cpu')
+    build_nano(nano)
+    question = {'id': 'man', 'text': 'Is there a man in the picture?', 'format': 'yes_no'}
+    (tmp_path / 'q.yaml').write_text(yaml.safe_dump([{**question, 'camera': STREET, 'when': {'at_s': 1.5}}]))
+    arguments = ['--questions', str(tmp_path / 'q.yaml'), '--bundle', str(nano), '--out', str(tmp_path / 'out')]
+    assert main(['evaluate', 'bag', str(DATA / 'bag_mcap'), *arguments]) == 0
+    (row,) = read_results(tmp_path / 'out')
+    (frame,) = (one for one in frames_of(DATA / 'bag_mcap') if (one.topic, one.index) == (STREET, row['frame_index']))
+    message = deserialize_message(frame.serialized, CompressedImage)
+    robot = Robot({'bundle': str(nano), 'max_frame_age_s': 600.0, 'min_confidence': 0.0}).start()
+    try:
+        robot.stamp(message)
+        robot.show(message)
+        answer = asked(robot, question)
+    finally:
+        robot.close()
+    assert (row['answer'], row['prompt_hash']) == (answer.text, answer.prompt_hash)
+    assert row['probabilities'] == pytest.approx(list(answer.probabilities), abs=1e-4)
 
 
 def test_an_answer_is_as_long_as_the_node_makes_it() -> None:
