@@ -15,9 +15,11 @@ from mobilevlm_ros.runtime.assistant import Assistant, AssistantSettings
 from mobilevlm_ros.runtime.bundle import Bundle, open_bundle
 from mobilevlm_ros.runtime.loading import load_assistant
 from mobilevlm_ros.runtime.preprocess import Aspect
-from mobilevlm_ros.types import Answer, Frame, Question, ResultCode, Timing
+from mobilevlm_ros.types import Answer, AnswerFormat, Frame, Question, ResultCode, Timing
 
 __all__ = ['Answerer', 'BundleAnswerer', 'Reply']
+
+_CLOSED = (AnswerFormat.YES_NO, AnswerFormat.CHOICE)
 
 
 @dataclass(frozen=True)
@@ -124,9 +126,17 @@ class BundleAnswerer:
         return self.answer_many(frame, [question])[0]
 
     def answer_many(self, frame: Frame, questions: Sequence[Question]) -> list[Reply]:
-        """See ``Answerer``; closed questions are computed in one batch."""
-        answers = self.assistant.ask_many(questions, frame, settings=self._settings)
-        return [Reply.of(answer) for answer in answers]
+        """See ``Answerer``; closed questions are computed in one batch.
+
+        Open ones are asked by themselves, so that the time of each holds no other question's.
+        """
+        together = [number for number, one in enumerate(questions) if one.format in _CLOSED]
+        alone = [[number] for number, one in enumerate(questions) if one.format not in _CLOSED]
+        replies: dict[int, Reply] = {}
+        for numbers in [together, *alone] if together else alone:
+            answers = self.assistant.ask_many([questions[number] for number in numbers], frame, settings=self._settings)
+            replies |= {number: Reply.of(answer) for number, answer in zip(numbers, answers, strict=True)}
+        return [replies[number] for number in range(len(questions))]
 
     def close(self) -> None:
         """Free both engines."""

@@ -11,6 +11,7 @@ from typing import Any
 import bag_runs
 import bag_writing as writing
 import numpy as np
+import psutil
 import pytest
 from bag_runs import camera_bag, question
 from PIL import Image
@@ -194,6 +195,19 @@ def test_a_bundle_answers_as_the_node_asks_it(tmp_path: Path, tiny_assistant: As
         np.testing.assert_allclose(row['probabilities'], answer.probabilities, atol=1e-4)
 
 
+def test_the_time_of_an_open_question_holds_no_other_ones(tmp_path: Path, tiny_assistant: Assistant) -> None:
+    """Of the order of the file, too: the replies come back as the questions stood."""
+    slow = {'format': 'text', 'truth': None, 'max_tokens': 1500}
+    questions = [question('slow', **slow), question(), question('short', **(slow | {'max_tokens': 1}))]
+    rows = bag_runs.run(camera_bag(tmp_path / 'b', n=1), questions, BundleAnswerer(tiny_assistant), tmp_path / 'out')
+    assert [row['question_id'] for row in rows] == ['slow', 'q', 'short']
+    times = {row['question_id']: row['timing'] for row in rows}
+    assert times['short']['generated_tokens'] == 1 and times['slow']['generated_tokens'] == 1500
+    assert times['short']['total_s'] < times['slow']['decode_s'] / 2
+    stages = sum(times['short'][f'{name}_s'] for name in ('image', 'preprocess', 'vision', 'prefill', 'decode'))
+    assert stages <= times['short']['total_s'] < stages + times['slow']['decode_s'] / 2
+
+
 def test_memory_does_not_grow_with_the_run(tmp_path: Path) -> None:
     def peak(n: int) -> int:
         path = writing.write_bag(tmp_path / f'b{n}', writing.stream('/camera', writing.pictures(1) * n))
@@ -206,6 +220,28 @@ def test_memory_does_not_grow_with_the_run(tmp_path: Path) -> None:
 
     peak(10)  # what is loaded and cached on first use
     assert peak(200) < peak(20) + (1 << 20), 'of 3.3 MB of pictures'
+
+
+@pytest.mark.slow
+def test_resident_memory_does_not_grow_with_an_engine(tmp_path: Path, tiny_assistant: Assistant) -> None:
+    """The engines' memory, too: 300 answers about 75 frames that hold 69 MB of pixels."""
+    process = psutil.Process()
+    seen: list[int] = []
+    pictures = writing.pictures(25, (640, 480))
+    shifted = [np.roll(picture, 9 * step, axis=1) for step in range(3) for picture in pictures]
+    path = writing.write_bag(tmp_path / 'b', writing.stream('/camera', shifted))
+    del pictures, shifted
+    closed = [question(f'q{number}', text=f'Is the car red or {number}?') for number in range(3)]
+    questions = [*closed, question('open', format='text', truth=None, max_tokens=4)]
+    bag_runs.run(
+        path,
+        questions,
+        BundleAnswerer(tiny_assistant),
+        tmp_path / 'out',
+        on_progress=lambda done, total: seen.append(process.memory_info().rss),
+    )
+    assert len(seen) == 75
+    assert seen[-1] < seen[24] + (16 << 20), 'two thirds of the pixels are 46 MB'
 
 
 class Forgetful(Scripted):
