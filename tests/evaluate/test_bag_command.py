@@ -102,6 +102,18 @@ def test_a_bag_is_played(tmp_path: Path, tiny_bundle: Path) -> None:
     assert run['realtime']['n_asked'] == 4
 
 
+def test_a_play_cannot_go_on_and_says_so(tmp_path: Path, tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither a whole one nor one that was stopped; and neither by asking offline in its folder."""
+    camera_bag(tmp_path / 'b')
+    assert asked(tmp_path, tiny_bundle, '--realtime') == 0
+    before = (tmp_path / 'out' / 'results.jsonl').read_bytes()
+    assert asked(tmp_path, tiny_bundle, '--realtime') == 2
+    assert 'cannot go on in the middle: give another --out' in ' '.join(capsys.readouterr().err.split())
+    assert asked(tmp_path, tiny_bundle) == 2
+    assert 'another way of asking' in ' '.join(capsys.readouterr().err.split())
+    assert (tmp_path / 'out' / 'results.jsonl').read_bytes() == before
+
+
 def test_a_template_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     two_cameras(tmp_path / 'b')
     assert main(['evaluate', 'bag', str(tmp_path / 'b'), '--init', '--out', str(tmp_path / 'out'), '--every', '2']) == 0

@@ -111,6 +111,12 @@ def test_an_unfinished_run_is_reported_and_named(tmp_path: Path) -> None:
     assert len(cards(page)) == 8
 
 
+def test_half_a_play_is_not_said_to_go_on(tmp_path: Path) -> None:
+    settings = {'stamp': 'header', 'realtime': True, 'blind': False}
+    text, _ = page_of(write_folder(tmp_path, rows(), run_of(finished=False, settings=settings)))
+    assert 'in real time cannot go on in the middle' in text and 'The same command goes on' not in text
+
+
 def test_nothing_answered_is_a_page_too(tmp_path: Path) -> None:
     _, page = page_of(write_folder(tmp_path, []))
     assert cards(page) == [] and 'no question has a truth' in page.text
@@ -308,3 +314,21 @@ def test_in_the_browser_all_is_shown_in_order_and_no_text_is_run(page: Path, tmp
     times = [float(card.attributes['data-time']) for card in cards(seen)]
     assert times == sorted(times) and len(shown(seen)) == 10
     assert seen.all('title')[0].text == 'tiny: evaluation'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('width', [500, 1300])
+def test_in_the_browser_nothing_is_squeezed_or_sticks_out(page: Path, tmp_path: Path, width: int) -> None:
+    """A narrow window scrolls its tables; once it broke their first column into letters."""
+    measure = """
+      const rows = [...document.querySelectorAll('tbody tr')].map(row => row.offsetHeight);
+      document.body.dataset.tallest = Math.max(...rows);
+      document.body.dataset.outside = document.documentElement.scrollWidth - innerWidth;
+    """
+    text = page.read_text()
+    policy = text[text.index('<meta http-equiv="Content-Security-Policy"') : text.index('<title>')]
+    measured = tmp_path / 'measured.html'
+    measured.write_text(text.replace(policy, '').replace('</body>', f'<script>{measure}</script></body>'))
+    (body,) = opened(measured, '', tmp_path / 'profile', width=width).all('body')
+    assert 20 <= int(body.attributes['data-tallest']) <= 70, 'two lines of text at most'
+    assert int(body.attributes['data-outside']) <= 0
