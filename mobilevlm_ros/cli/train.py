@@ -16,6 +16,7 @@ __all__ = ['add_train']
 STAGES = {
     'llm-pretrain': 'Train a language model from raw text, packed by `mobilevlm train tokenise`.',
     'sft': 'Teach a language model to answer, from dialogues without images.',
+    'ground': 'Train the projector to name what is where, from pictures whose things are known with their places.',
     'align': 'Train the projector, so that the language model sees; with a second rate the language model, too.',
     'instruct': 'Train projector and language model on dialogues about images.',
     'lora': 'Train adapters of the language model, and the projector.',

@@ -39,7 +39,7 @@ __all__ = [
     'read_config',
 ]
 
-Stage = Literal['llm-pretrain', 'sft', 'align', 'instruct', 'lora', 'qlora']
+Stage = Literal['llm-pretrain', 'sft', 'ground', 'align', 'instruct', 'lora', 'qlora']
 STAGES: tuple[Stage, ...] = get_args(Stage)
 TEXT_STAGES = ('llm-pretrain', 'sft')
 ADAPTER_STAGES = ('lora', 'qlora')
@@ -95,7 +95,7 @@ class ShardSource(_Section):
 class DataConfig(_Section):
     """What is read.
 
-    :ivar records: dialogues, JSON or JSONL; null: ``shards``.
+    :ivar records: dialogues, JSON or JSONL; for stage ``ground`` a ``regions.json``; null: ``shards``.
     :ivar format: of the records: LLaVA's, ShareGPT/Vicuna's or Alpaca's.
     :ivar images: folder that the records' image paths are below.
     :ivar features: folder with the frozen tower's features, made before; null: pixels go through the tower.
@@ -243,6 +243,8 @@ class TrainConfig(_Section):
         if self.stage in TEXT_STAGES:
             if rates.language is None or rates.projector is not None:
                 raise ValueError(f'{self.stage} trains the language model alone: give learning_rate.language only')
+        elif self.stage == 'ground' and (rates.projector is None or rates.language is not None):
+            raise ValueError('ground trains the projector alone: give learning_rate.projector only')
         elif self.stage == 'align' and rates.projector is None:
             raise ValueError('align trains the projector: give learning_rate.projector')
         elif self.stage == 'instruct' and (rates.projector is None or rates.language is None):

@@ -106,7 +106,9 @@ def cost_card(
     learned = sum(n for _, n in lengths) / len(lengths)
     model = trainee.model
     language = model.config.language
-    n_language = sum(p.numel() for p in model.language.parameters()) - language.n_vocab * language.n_embd
+    n_language = 0
+    if trainee.runs_language:
+        n_language = sum(p.numel() for p in model.language.parameters()) - language.n_vocab * language.n_embd
     n_trained, n_held = trainee.n_parameters()
     twice = config.schedule.checkpoint_activations
     per_token = (6 if twice else 4) * n_language + 2 * n_trained

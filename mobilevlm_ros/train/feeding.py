@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch.utils.data import Sampler, SequentialSampler
 from mobilevlm_ros.errors import DatasetError, DatasetMissingError, SettingsError
 from mobilevlm_ros.model.config import ModelConfig
 from mobilevlm_ros.model.layout import TOWER_PREFIX
+from mobilevlm_ros.model.mobilevlm import IGNORED_LABEL
 from mobilevlm_ros.runtime.bundle import sha256_of
 from mobilevlm_ros.runtime.preprocess import PreprocessSpec
 from mobilevlm_ros.train.config import DataConfig, TrainConfig
@@ -19,8 +21,10 @@ from mobilevlm_ros.train.cost_card import sample_length
 from mobilevlm_ros.train.dataset import DialogueDataset, ImageReader, PixelReader, collate
 from mobilevlm_ros.train.dialogue_text import read_dialogues
 from mobilevlm_ros.train.features import FeatureCache, FeatureReader, identity_of
+from mobilevlm_ros.train.grounding import GroundedDataset, Words, collate_grounded, words_of
 from mobilevlm_ros.train.packed import PackedDataset, Source
 from mobilevlm_ros.train.records import Records, read_records
+from mobilevlm_ros.train.regions import read_grounded
 from mobilevlm_ros.train.sampler import ModalityLengthSampler
 from mobilevlm_ros.train.shards import TokenShards
 from mobilevlm_ros.train.starting import StartingPoint
@@ -39,6 +43,7 @@ class Supply:
     :ivar n_samples: in one epoch.
     :ivar lengths: tokens, pictures included, and learned tokens of some samples, spread over all.
     :ivar note: what was left out; empty if nothing was.
+    :ivar words: what visual tokens are taught to say, in stage ``ground``.
     """
 
     feed: Feed
@@ -46,6 +51,7 @@ class Supply:
     n_samples: int
     lengths: list[tuple[int, int]]
     note: str
+    words: Words | None = None
 
 
 class ShuffledSampler(Sampler[int]):
@@ -88,6 +94,8 @@ def open_supply(config: TrainConfig, start: StartingPoint, micro_batch: int) -> 
     """
     if config.data.shards:
         return _packed(config, start.config, start.tokenizer)
+    if config.stage == 'ground':
+        return _grounded(config, start)
     return _dialogues(config, start, micro_batch)
 
 
@@ -117,6 +125,25 @@ def _dialogues(config: TrainConfig, start: StartingPoint, micro_batch: int) -> S
     lengths = [sample_length(dataset[place], start.config.n_visual_tokens) for place in places]
     note = f'{records.problems.total} records left out: {records.problems.summary()}' if records.problems.total else ''
     return Supply(Feed(dataset, dataset.collate, describe), sampler, n, lengths, note)
+
+
+def _grounded(config: TrainConfig, start: StartingPoint) -> Supply:
+    """Pictures whose things are known with their places."""
+    data, n_tokens = config.data, start.config.n_visual_tokens
+    if data.records is None or data.images is None:
+        raise SettingsError('stage ground needs data.records (a regions.json) and data.images')
+    pictures = read_grounded(data.records, data.images)
+    words = words_of(pictures)
+    grid = math.isqrt(n_tokens)
+    if grid * grid != n_tokens:
+        raise SettingsError(f'{start.config.name} has {n_tokens} visual tokens, which are no square grid of cells')
+    dataset = GroundedDataset(pictures, words, _image_reader(data, start), grid, data.aspect)
+    feed = Feed(dataset, collate_grounded, lambda index: f'picture {pictures[index].id}')
+    n = len(pictures)
+    known = [int((dataset[i]['labels'] != IGNORED_LABEL).sum()) for i in range(0, n, -(-n // _MEASURED_SAMPLES))]
+    note = f'{len(words.nouns) - 1} nouns, {len(words.colours)} colours and {len(words.places)} places are told'
+    lengths = [(n_tokens, one) for one in known]
+    return Supply(feed, ShuffledSampler(n, config.schedule.seed), n, lengths, note, words)
 
 
 def _read(data: DataConfig) -> Records:

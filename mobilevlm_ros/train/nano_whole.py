@@ -1,6 +1,6 @@
 """``mobilevlm train nano``: nano from nothing, in one command, and its two small files put where nano is built from.
 
-The steps are the commands that can also be run one by one: ``nano-base``, ``nano-data``, ``features``, ``align``,
+The steps are the commands that can also be run one by one: ``nano-base``, ``nano-data``, ``features``, ``ground``,
 ``lora``. Each is left out where it is done already, and resumed where it was interrupted, so the command is simply
 run again.
 """
@@ -49,8 +49,8 @@ def run_nano(options: argparse.Namespace) -> int:
     base, data, features = work / f'base-{options.resolution}', work / 'data', work / f'features-{options.resolution}'
     packages = ['--packages', str(options.packages)] if options.packages else []
     stages: dict[str, tuple[str, Path, Path, str]] = {
-        'nano-align': ('align', base, work / 'align', 'align.json'),
-        'nano-instruct': ('lora', work / 'align' / MODEL, work / 'instruct', 'train.json'),
+        'nano-ground': ('ground', base, work / 'ground', 'regions.json'),
+        'nano-instruct': ('lora', work / 'ground' / MODEL, work / 'instruct', 'train.json'),
     }
     if not base.exists():
         size = ['--resolution', str(options.resolution)]

@@ -26,10 +26,12 @@ from mobilevlm_ros.train.checkpoints import disk_errors_named, newest
 from mobilevlm_ros.train.config import ADAPTER_STAGES, Parallel, TrainConfig, differences, dump_config, read_config
 from mobilevlm_ros.train.cost_card import CostCard, cost_card
 from mobilevlm_ros.train.feeding import Supply, check_places, open_supply
+from mobilevlm_ros.train.grounding import GroundedTrainee, Words
 from mobilevlm_ros.train.lora import add_adapters, load_adapter, quantise_language
 from mobilevlm_ros.train.product import write_product
 from mobilevlm_ros.train.progress import Bar, StepLog, StopWhenAsked
 from mobilevlm_ros.train.starting import StartingPoint, open_start
+from mobilevlm_ros.train.tokens import open_tokenizer
 from mobilevlm_ros.train.trainee import Trainee, freeze
 from mobilevlm_ros.train.trainer import TRAINED, StageTrainer, load_trained, micro_batches
 
@@ -88,7 +90,7 @@ def run_stage(
         if supply.note:
             console.print(f'· {supply.note}', highlight=False)
         set_seed(config.schedule.seed)
-        trainee = _trainee(config, start)
+        trainee = _trainee(config, start, supply.words)
         n_steps = _n_steps(config, supply)
         card = cost_card(
             config, trainee, start.origin, supply.lengths, supply.n_samples, n_steps, micro_batch, n_processes
@@ -153,7 +155,7 @@ def _step_of(checkpoint: Path | None) -> int:
     return int(checkpoint.name.partition('-')[2]) if checkpoint else 0
 
 
-def _trainee(config: TrainConfig, start: StartingPoint) -> Trainee:
+def _trainee(config: TrainConfig, start: StartingPoint, words: Words | None) -> Trainee:
     """The model with what learns, on the CPU."""
     model = load_mobilevlm(start.config, start.tensors, torch.float32)
     freeze(model, config.learning_rate)
@@ -168,7 +170,10 @@ def _trainee(config: TrainConfig, start: StartingPoint) -> Trainee:
         add_adapters(model, config.lora)
         if config.model.adapter is not None:
             load_adapter(model, config.lora, config.model.adapter)
-    trainee = Trainee(model, cached=config.data.features is not None)
+    cached = config.data.features is not None
+    trainee = Trainee(model, cached=cached)
+    if words is not None:
+        trainee = GroundedTrainee(model, words, open_tokenizer(start.tokenizer), cached=cached)
     if not any(True for _ in trainee.trained()):
         raise TrainingError(f'nothing learns in stage {config.stage}')
     return trainee

@@ -37,8 +37,10 @@ class Trainee(nn.Module):
 
     accepts_loss_kwargs = True
     """Tells the Trainer to hand over how many tokens a whole step learns."""
-    loss_type = 'ForCausalLM'
+    loss_type: str | None = 'ForCausalLM'
     """Tells the Trainer that the first label of a sample is never learned."""
+    runs_language = True
+    """Whether a step goes through the language model."""
 
     def __init__(self, model: MobileVLM, *, cached: bool = False) -> None:
         super().__init__()

@@ -49,7 +49,7 @@ def write_sources(folder: Path) -> dict[str, Path]:
     labels = folder / 'labels.txt'
     labels.write_text(
         '# a comment\n\n[some photos]\n'
-        + ''.join(f'{name} | cup:white@l, table | plate | cafe\n' for name in 'abcdefgh')
+        + ''.join(f'{name} | cup:white@0349, table@0099 | plate | cafe\n' for name in 'abcdefgh')
     )
     return {
         'stamps': stamps.parent,

@@ -2,8 +2,9 @@
 
 Picture ``i`` is a function of the seed, the split and ``i`` alone. Each is noted in a journal when it is whole on the
 disk, so that a run that was interrupted goes on after the last one. ``train.json`` has several questions a picture,
-``align.json`` one caption, ``held_out.json`` questions about objects, backgrounds and photos that training never sees;
-paths in them are relative to ``images/``.
+``held_out.json`` questions about objects, backgrounds and photos that training never sees;
+``regions.json`` and ``held_out_regions.json`` say where in the picture the things are. Paths in them are relative to
+``images/`` and ``regions/``.
 """
 
 from __future__ import annotations
@@ -24,15 +25,21 @@ from mobilevlm_ros.train.nano_data.cutouts import Materials
 from mobilevlm_ros.train.nano_data.photos import Photo, photo_view
 from mobilevlm_ros.train.nano_data.questions import Asked, caption_of, describe, questions_about
 from mobilevlm_ros.train.nano_data.scenes import draw_scene
+from mobilevlm_ros.train.regions import save_map
 
 __all__ = ['Plan', 'generate', 'summary']
 
 _JOURNAL = 'journal.jsonl'
 _QUALITY = 92
-_PHOTO_SHARE = 0.4
+_PHOTO_SHARE = 0.5
 """Of the pictures of a split, how many are views of real photos."""
+_RARITY_OF_NOTHING = 0.1
+_DESCRIBED_SHARE = 0.15
+"""Of the pictures, how many are also to be described."""
 _PERSON_WEIGHT = 6
 """How much more often than another noun a person is asked about where there is none."""
+
+_REGIONS = {'train': 'regions.json', 'held_out': 'held_out_regions.json'}
 
 OnProgress = Callable[[int, int], None]
 
@@ -76,7 +83,8 @@ def generate(
     content = f'{sorted(one.source for one in training.cutouts)}{len(training.backgrounds)}'
     content += str([(photo.source, photo.things, photo.unsure, photo.place) for photo in photos])
     identity = plan.identity(hashlib.sha256(content.encode()).hexdigest())
-    (out / 'images').mkdir(parents=True, exist_ok=True)
+    for folder in ('images', 'regions'):
+        (out / folder).mkdir(parents=True, exist_ok=True)
     (out / 'LICENCES.txt').write_text(licence, encoding='utf-8')
     done = _journal(out, identity)
     vocabulary = sorted({*training.by_noun, *(thing.noun for photo in photos for thing in photo.things)} - {'person'})
@@ -106,30 +114,42 @@ def _make(
     """Draw one picture, ask about it, and store it."""
     rng = random.Random(f'{plan.seed} {key}')
     if photos and rng.random() < _PHOTO_SHARE:
-        photo = rng.choice(photos)
-        image, things = photo_view(photo, rng)
+        (photo,) = rng.choices(photos, weights=_rarities(photos))
+        view = photo_view(photo, rng)
+        image, things, regions = view.image, view.things, view.regions
         place, source, complete = photo.place, photo.source, False
         asked = questions_about(
-            things, vocabulary, rng, place=place, unsure=photo.unsure, counted=False, most=plan.questions
+            things, vocabulary, rng, place=place, unsure=view.unsure, counted=False, most=plan.questions
         )
     else:
         scene = draw_scene(materials, rng)
-        image, things, place, source = scene.image, scene.things, scene.place, 'composed'
+        image, things, regions, place, source = scene.image, scene.things, scene.regions, scene.place, 'composed'
         complete = True
         asked = questions_about(things, vocabulary, rng, place=place, most=plan.questions)
+    caption, request = caption_of(things, place, complete=complete), describe(rng)
+    if caption and rng.random() < _DESCRIBED_SHARE:
+        asked.append(Asked('caption', request, caption))
     image.thumbnail((plan.side, plan.side), Image.Resampling.LANCZOS)
-    name = f'images/{key}.jpg'
+    name, where = f'images/{key}.jpg', f'regions/{key}.png'
     partial = out / f'{name}.partial'
     image.save(partial, 'JPEG', quality=_QUALITY)
     partial.replace(out / name)
+    save_map(regions, out / where)
     return {
         'id': key,
         'image': name,
         'source': source,
-        'request': describe(rng),
-        'caption': caption_of(things, place, complete=complete),
         'asked': [[one.kind, one.question, one.answer] for one in asked],
+        'regions': where,
+        'things': [[thing.noun, thing.colour] for thing in things],
+        'place': place,
     }
+
+
+def _rarities(photos: Sequence[Photo]) -> list[float]:
+    """How often to take each photo, so that what is in many of them is not most of what is learned."""
+    counts = Counter(thing.noun for photo in photos for thing in photo.things)
+    return [max((counts[thing.noun] ** -0.5 for thing in photo.things), default=_RARITY_OF_NOTHING) for photo in photos]
 
 
 def _journal(out: Path, identity: str) -> dict[str, dict[str, Any]]:
@@ -163,13 +183,11 @@ def _write(out: Path, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for split in ('train', 'held_out'):
         chosen = [entry for entry in entries if entry['split'] == split]
         store(f'{split}.json', [_record(entry) for entry in chosen if entry['asked']])
-    trained = [entry for entry in entries if entry['split'] == 'train']
-    captions = [
-        {'id': one['id'], 'image': Path(one['image']).name, 'conversations': _turns([(one['request'], one['caption'])])}
-        for one in trained
-        if one['caption']
-    ]
-    store('align.json', captions)
+        grounded = ('id', 'image', 'regions', 'things', 'place')
+        places = [{key: entry[key] for key in grounded} for entry in chosen]
+        for one in places:
+            one |= {key: Path(one[key]).name for key in ('image', 'regions')}
+        store(_REGIONS[split], places)
     found = summary(entries)
     (out / 'summary.json').write_text(json.dumps(found, indent=2) + '\n', encoding='utf-8')
     return found

@@ -13,6 +13,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from mobilevlm_ros.runtime.prompt import CHOICE_SUFFIX, SHORT_SUFFIX
+from mobilevlm_ros.train.nano_data.kinds import GROUNDS, INDOORS, OUTDOORS, WHICH
 from mobilevlm_ros.train.nano_data.scenes import Thing
 from mobilevlm_ros.train.nano_data.words import (
     COLOURS,
@@ -41,28 +42,6 @@ _SOMEONE = ('Is there a person?', 'Is there a person in the image?', 'Do you see
 _EXIST = ('Are there {} in the image?', 'Are there any {}?', 'Do you see {}?', 'Are there {} in the picture?')
 _NAMING = ('What is in the image?', 'What object is this?', 'What is this?', 'What do you see?', 'Name the object.')
 _MAIN = ('What is the main object in the image?', 'What is the largest object?', 'What stands out in the image?')
-_WHICH = {
-    'animal': {
-        'bear', 'bird', 'cat', 'chicken', 'cow', 'deer', 'dog', 'duck', 'fish', 'fox', 'frog', 'goat', 'horse',
-        'insect', 'lion', 'owl', 'penguin', 'pig', 'rabbit', 'sheep', 'squirrel', 'tiger', 'elephant', 'butterfly',
-    },
-    'fruit': {'apple', 'banana', 'cherries', 'grapes', 'lemon', 'orange', 'pear', 'pineapple', 'strawberry'},
-    'piece of furniture': {
-        'armchair', 'bed', 'bench', 'bookcase', 'cabinet', 'chair', 'desk', 'sofa', 'stool', 'table', 'wardrobe',
-    },
-    'vegetable': {'broccoli', 'carrot', 'corn', 'garlic', 'lettuce', 'pepper', 'potato', 'pumpkin', 'tomato'},
-    'vehicle': {'airplane', 'bicycle', 'boat', 'bus', 'car', 'motorcycle', 'train', 'tricycle', 'truck'},
-    'tool': {'hammer', 'ladder', 'saw', 'scissors', 'screwdriver', 'shovel', 'wrench'},
-    'device': {'camera', 'computer', 'keyboard', 'laptop', 'phone', 'television'},
-}  # fmt: skip
-_INDOORS = {
-    'bathroom', 'bedroom', 'cafe', 'classroom', 'corridor', 'home', 'kitchen', 'living room', 'meeting room', 'office',
-    'restaurant', 'room', 'shop', 'workshop', 'dining room', 'gym', 'hotel room', 'library', 'warehouse',
-}  # fmt: skip
-_OUTDOORS = {
-    'beach', 'city', 'desert', 'field', 'forest', 'garden', 'lake', 'mountains', 'park', 'parking lot', 'river', 'road',
-    'sea', 'snow', 'street',
-}  # fmt: skip
 _DESCRIBE = ('Describe the image.', 'Describe what you see.', 'What does the picture show?', 'Give a short caption.')
 _CLEAR_SIDE, _MIDDLE = 0.12, 0.07
 
@@ -198,7 +177,7 @@ def _existence(present: set[str], absent: list[str], rng: random.Random) -> list
 
     there = sorted(present)
     rng.shuffle(there)
-    n = min(len(there), len(absent), 3) if there else 2
+    n = min(len(there), len(absent), 3) if there else 1
     # The first absent noun is a near one; a picture without anything has only absent ones.
     return [ask(noun, 'Yes') for noun in there[:n]] + [ask(noun, 'No') for noun in absent[:n]]
 
@@ -206,7 +185,9 @@ def _existence(present: set[str], absent: list[str], rng: random.Random) -> list
 def _naming(things: Sequence[Thing], counts: Counter[str], absent: list[str], rng: random.Random) -> list[Asked]:
     if not things:
         return []
-    if len(counts) == 1:
+    things = [thing for thing in things if thing.noun not in GROUNDS] or things
+    nouns = {thing.noun for thing in things}
+    if len(nouns) == 1:
         noun = things[0].noun
         return [
             *_which(counts, rng),
@@ -229,7 +210,7 @@ def _naming(things: Sequence[Thing], counts: Counter[str], absent: list[str], rn
 def _which(counts: Collection[str], rng: random.Random) -> list[Asked]:
     """The kind is named in the question, and there is one of it."""
     asked = []
-    for kind, nouns in _WHICH.items():
+    for kind, nouns in WHICH.items():
         there = nouns & set(counts)
         if len(there) == 1 and rng.random() < 0.6:
             wording = rng.choice(('Which {} is this?', 'Which {} is in the picture?', 'What {} do you see?'))
@@ -242,16 +223,16 @@ def _scene(place: str, rng: random.Random) -> list[Asked]:
     if 'room' in place or place in ('kitchen', 'office'):
         wording = rng.choice((wording, 'What kind of room is this?', 'Which room is this?'))
     asked = [_short('scene', wording, place)]
-    places = sorted((_INDOORS | _OUTDOORS) - {place, 'room', 'home'})
+    places = sorted((INDOORS | OUTDOORS) - {place, 'room', 'home'})
     others = rng.sample(places, 3)
     if place not in ('home', 'room'):
         asked.append(_choice('scene', wording, [place, *others], place, rng))
         named, answer = (place, 'Yes') if rng.random() < 0.5 else (others[0], 'No')
-        if answer == 'Yes' or (place in _INDOORS) != (others[0] in _INDOORS):
+        if answer == 'Yes' or (place in INDOORS) != (others[0] in INDOORS):
             verb = 'Are these' if named == 'mountains' else 'Is this'
             asked.append(_short('scene_yesno', f'{verb} {article(named)}?', answer))
-    if place in _INDOORS | _OUTDOORS:
-        answer = 'indoors' if place in _INDOORS else 'outdoors'
+    if place in INDOORS | OUTDOORS:
+        answer = 'indoors' if place in INDOORS else 'outdoors'
         wording = rng.choice(('Was this picture taken indoors or outdoors?', 'Is this indoors or outdoors?'))
         asked.append(_choice('scene', wording, ['indoors', 'outdoors'], answer, rng))
     return asked

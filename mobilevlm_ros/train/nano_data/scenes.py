@@ -41,11 +41,13 @@ class Scene:
     """A picture and all that is in it.
 
     :ivar place: what kind of scene it is, for questions; empty: not asked about.
+    :ivar regions: uint8 ``[height, width]``, which pixel shows what: i + 1 for ``things[i]``, 0 for none of them.
     """
 
     image: Image.Image
     things: list[Thing]
     place: str
+    regions: NDArray[np.uint8]
 
 
 def draw_scene(materials: Materials, rng: random.Random) -> Scene:
@@ -58,8 +60,8 @@ def draw_scene(materials: Materials, rng: random.Random) -> Scene:
         canvas, placed, place = _table(materials, size, rng)
     else:
         canvas, placed, place = _anywhere(materials, size, rng)
-    picture, things = _paste(canvas, placed, rng)
-    return Scene(_camera(picture, rng), things, place)
+    picture, things, regions = _paste(canvas, placed, rng)
+    return Scene(_camera(picture, rng), things, place, regions)
 
 
 Placed = list[tuple[Cutout, tuple[int, int], tuple[int, int]]]
@@ -152,8 +154,10 @@ def _free_x(shape: tuple[int, int], placed: Placed, width: int, rng: random.Rand
     return best
 
 
-def _paste(canvas: Image.Image, placed: Placed, rng: random.Random) -> tuple[Image.Image, list[Thing]]:
-    """The picture, and what of the things can be seen; one that is mostly hidden is not drawn."""
+def _paste(
+    canvas: Image.Image, placed: Placed, rng: random.Random
+) -> tuple[Image.Image, list[Thing], NDArray[np.uint8]]:
+    """The picture, what of the things can be seen, and where; one that would be mostly hidden is not drawn."""
     width, height = canvas.size
     drawn: list[tuple[Thing, NDArray[np.bool_], int]] = []
     for cutout, shape, corner in placed:
@@ -184,7 +188,10 @@ def _paste(canvas: Image.Image, placed: Placed, rng: random.Random) -> tuple[Ima
             float(mask.mean()),
         )
         drawn.append((thing, mask, int(mask.sum())))
-    return canvas, [thing for thing, _, _ in drawn]
+    regions = np.zeros((height, width), np.uint8)
+    for number, (_, mask, _) in enumerate(drawn, start=1):
+        regions[mask] = number
+    return canvas, [thing for thing, _, _ in drawn], regions
 
 
 def _shadow(canvas: Image.Image, image: Image.Image, corner: tuple[int, int], rng: random.Random) -> None:

@@ -1,8 +1,9 @@
 """The packages that nano's training pictures come from: fetched by their registries' own clients, pinned by hash.
 
 Debian's packages are downloaded with ``apt-get download`` and unpacked without being installed, those of npm with
-``npm pack``. Where there is no such client or no network, a folder with the files is given instead. The pictures of
-the exam (models/nano/exam) come from other packages; none of these may be used there.
+``npm pack``; pictures in Qt's resource files are unpacked, too. Where there is no such client or no network, a folder
+with the files is given instead. The pictures of the exam (models/nano/exam) come from other packages; none of these may
+be used there.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import IO, Literal
 from mobilevlm_ros.build.stages import Reporter
 from mobilevlm_ros.errors import DatasetError, DatasetMissingError
 from mobilevlm_ros.runtime.bundle import sha256_of
+from mobilevlm_ros.train.nano_data.qt_resources import unpack_resources
 
 __all__ = ['BACKGROUNDS', 'PACKAGES', 'Package', 'fetch_packages', 'licence_text', 'photo_packages']
 
@@ -25,6 +27,7 @@ _DEB_MAGIC = b'!<arch>\n'
 _DEB_HEADER_BYTES = 60
 _UNPACKED = '.unpacked'
 _TIMEOUT_S = 1800
+_PICTURES = ('.jpg', '.jpeg', '.png', '.webp')
 
 
 @dataclass(frozen=True)
@@ -195,6 +198,15 @@ PACKAGES = (
         'real photos of people, places and objects, labelled by hand in this project',
         'MIT (package.json and its LICENSE file; no other terms are named for the photos)',
     ),
+    Package(
+        'debian',
+        'gcompris-qt-data',
+        '3.1-2',
+        'e9cf06ab2105529068df73085784e835d2ff03f870d2a8091f09125d40abac9f',
+        'usr/share/gcompris-qt/rcc',
+        'real photos of animals, tools and places, labelled by hand in this project',
+        'GPL-3+ and AGPL-3; many photos under CC-BY, CC-BY-SA, CC0 or in the public domain: see its copyright file',
+    ),
 )
 
 BACKGROUNDS = ('mate-backgrounds', 'plasma-workspace-wallpapers', 'lomiri-wallpapers-16.04')
@@ -234,6 +246,9 @@ def fetch_packages(
             shutil.rmtree(target, ignore_errors=True)
             target.mkdir()
             _unpack(package, path, target)
+            for resources in sorted(target.glob('*.rcc')):
+                unpack_resources(resources, target / resources.stem, _PICTURES)
+                resources.unlink()
             done.write_text(package.sha256, encoding='ascii')
         found[package.name] = target
     return found

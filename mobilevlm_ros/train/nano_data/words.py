@@ -24,10 +24,16 @@ __all__ = [
 ]
 
 COLOURS = ('red', 'orange', 'yellow', 'green', 'blue', 'purple', 'pink', 'brown', 'black', 'white', 'gray')
-PEOPLE = frozenset(('man', 'woman', 'boy', 'girl', 'person'))
-PLURAL_ONLY = frozenset(('scissors', 'pants', 'shoes', 'cherries', 'grapes'))
+PEOPLE = frozenset(('man', 'woman', 'boy', 'girl', 'person', 'child', 'baby'))
+PLURAL_ONLY = frozenset(
+    ('scissors', 'pants', 'shoes', 'cherries', 'grapes', 'glasses', 'sunglasses', 'headphones', 'leaves', 'jeans')
+)
 _WITHOUT_ARTICLE = {'mountains', 'snow'}
-MASS = PLURAL_ONLY | {'corn', 'broccoli', 'garlic', 'lettuce', 'bread'}
+MASS = PLURAL_ONLY | {
+    'corn', 'broccoli', 'garlic', 'lettuce', 'bread', 'grass', 'sand', 'water', 'snow', 'coffee', 'tea', 'paper',
+    'food', 'soap', 'sky', 'cheese', 'meat', 'rice', 'salad', 'pasta', 'fruit', 'butter', 'honey', 'wine', 'beer',
+    'milk', 'juice',
+}  # fmt: skip
 """Nouns without an article."""
 
 # Pattern on the lower-case name, noun; the first that matches counts, an empty noun means: do not use.
@@ -222,7 +228,45 @@ _SAME = [
     {'pizza', 'plate'},
     {'watch', 'clock'},
     {'spoon', 'fork', 'knife'},
+    {'building', 'house', 'church', 'tower', 'hotel', 'castle', 'skyscraper', 'temple', 'city'},
+    {'tree', 'plant', 'flower', 'leaf', 'leaves', 'bush', 'forest', 'grass', 'field', 'branch', 'palm tree'},
+    {'sea', 'lake', 'water', 'river', 'pool', 'fountain', 'waterfall'},
+    {'mountain', 'rock', 'hill', 'mountains', 'cliff', 'stone'},
+    {'bag', 'backpack', 'suitcase', 'handbag', 'basket'},
+    {'bed', 'pillow', 'blanket', 'sofa', 'carpet', 'curtain'},
+    {'shelf', 'bookcase', 'cabinet', 'cupboard', 'drawer'},
+    {'road', 'street', 'bridge', 'path'},
+    {'shirt', 'jacket', 'dress', 'coat', 'suit', 'jeans', 'pants'},
+    {'glasses', 'sunglasses'},
+    {'leopard', 'cheetah'},
+    {'truck', 'van', 'car', 'jeep'},
+    {'monitor', 'television', 'computer', 'screen'},
+    {'coffee', 'tea', 'cup', 'mug', 'drink'},
+    {'glass', 'wine', 'beer', 'juice', 'milk', 'water', 'drink'},
+    {'child', 'baby', 'boy', 'girl'},
+    {'hat', 'cap', 'helmet'},
+    {'motorcycle', 'scooter', 'moped'},
+    {'boat', 'ship', 'canoe', 'kayak', 'surfboard'},
+    {'picture', 'painting', 'mirror', 'poster', 'frame'},
+    {'mouse', 'computer mouse', 'rat'},
+    {'pen', 'pencil', 'brush', 'marker'},
 ]
+
+_GENERIC = {
+    'food': {
+        'bread', 'cake', 'sandwich', 'hamburger', 'pizza', 'salad', 'meat', 'fruit', 'vegetable', 'plate', 'bowl',
+        'rice', 'pasta', 'soup', 'egg', 'cheese', 'fish', 'apple', 'tomato',
+    },
+    'fruit': {'apple', 'orange', 'lemon', 'pear', 'banana', 'strawberry', 'grapes', 'cherries', 'pineapple', 'tomato'},
+    'vegetable': {'tomato', 'carrot', 'potato', 'broccoli', 'lettuce', 'pepper', 'onion', 'corn', 'pumpkin', 'garlic'},
+    'tool': {'hammer', 'wrench', 'saw', 'screwdriver', 'scissors', 'knife', 'shovel', 'drill', 'axe', 'pliers'},
+    'insect': {'bee', 'butterfly', 'spider', 'beetle', 'dragonfly', 'ladybird'},
+    'bird': {'parrot', 'pigeon', 'eagle', 'gull', 'swan', 'peacock', 'flamingo'},
+    'toy': {'teddy bear', 'doll', 'robot', 'ball', 'car', 'truck'},
+    'person': {'child', 'baby', 'boy', 'girl', 'man', 'woman'},
+    'furniture': {'chair', 'armchair', 'sofa', 'table', 'desk', 'cabinet', 'wardrobe', 'bookcase', 'bed', 'stool'},
+}  # fmt: skip
+"""Words for many kinds of things, and those kinds."""
 
 _FAMILIES = [
     {'chair', 'armchair', 'sofa', 'stool', 'bench', 'bed', 'table', 'desk', 'wheelchair', 'lamp', 'plant'},
@@ -244,7 +288,8 @@ _PLURALS = {
     'man': 'men', 'woman': 'women', 'person': 'people', 'knife': 'knives', 'mouse': 'mice', 'sheep': 'sheep',
     'fish': 'fish', 'deer': 'deer', 'box': 'boxes', 'bus': 'buses', 'glass': 'glasses', 'bench': 'benches',
     'watch': 'watches', 'strawberry': 'strawberries', 'fox': 'foxes', 'toothbrush': 'toothbrushes',
-    'potato': 'potatoes', 'tomato': 'tomatoes',
+    'potato': 'potatoes', 'tomato': 'tomatoes', 'child': 'children', 'leaf': 'leaves', 'wolf': 'wolves',
+    'butterfly': 'butterflies', 'shelf': 'shelves', 'baby': 'babies', 'brush': 'brushes', 'dress': 'dresses',
 }  # fmt: skip
 
 HEIGHTS_M = {
@@ -286,7 +331,8 @@ def joined(parts: list[str]) -> str:
 
 def clash(one: str, other: str) -> bool:
     """Whether something that is one could be called the other."""
-    return one == other or any(one in group and other in group for group in _SAME)
+    generic = other in _GENERIC.get(one, ()) or one in _GENERIC.get(other, ())
+    return one == other or generic or any(one in group and other in group for group in _SAME)
 
 
 def family(noun: str) -> set[str]:
