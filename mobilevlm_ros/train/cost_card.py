@@ -4,7 +4,8 @@ Arithmetic, in floating point operations, for D tokens through a language model 
 matrix, which is looked up, not counted): 2 N D forward, 2 N D back to what comes before it, and 2 T D for the T of
 them that learn. All of them learning makes the usual 6 N D. Activations that are computed twice add 2 N D. A tower
 that is run adds 2 of its parameters for each patch. The part of attention that grows with the square of the length is
-left out: it is below a tenth for 2048 tokens of these models.
+left out: it is below a tenth for 2048 tokens of these models. Stage ground runs the projector alone: 6 of its
+parameters for each patch.
 
 Memory: weights as they are held, 12 bytes for each parameter that learns (gradient and two moments in float32),
 and activations: for each token of a micro-batch and block 34 widths (Korthikanti et al. 2022, without the quadratic
@@ -106,14 +107,14 @@ def cost_card(
     learned = sum(n for _, n in lengths) / len(lengths)
     model = trainee.model
     language = model.config.language
-    n_language = 0
-    if trainee.runs_language:
-        n_language = sum(p.numel() for p in model.language.parameters()) - language.n_vocab * language.n_embd
+    n_language = sum(p.numel() for p in model.language.parameters()) - language.n_vocab * language.n_embd
     n_trained, n_held = trainee.n_parameters()
     twice = config.schedule.checkpoint_activations
-    per_token = (6 if twice else 4) * n_language + 2 * n_trained
-    per_sample = float(per_token) * tokens
     vision = model.config.vision
+    if trainee.runs_language:
+        per_sample = float((6 if twice else 4) * n_language + 2 * n_trained) * tokens
+    else:  # only the projector, for each patch
+        per_sample = 6.0 * n_trained * (vision.n_patches if vision is not None else 0)
     if vision is not None and model.vision_tower is not None and not isinstance(model.vision_tower, CachedTower):
         per_sample += 2.0 * sum(p.numel() for p in model.vision_tower.parameters()) * vision.n_patches
     widths = 1 if twice else _ACTIVATION_WIDTHS

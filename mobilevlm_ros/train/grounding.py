@@ -37,7 +37,9 @@ _SHARPNESS = 16.0
 _NOUN_LOSS, _COLOUR_LOSS, _PLACE_LOSS = 0.5, 0.25, 0.1
 _COVERED_WEIGHT = 3.0
 """How much more than an empty cell one that shows a thing counts."""
-_NOISE = 0.1
+_NOISE, _LEFT_OUT = 0.5, 0.2
+"""Of the features while it learns: noise as a share of each, and the share of channels that a picture goes without. A
+projector would otherwise know a few hundred cut-outs by heart."""
 
 
 class Words:
@@ -205,14 +207,15 @@ class GroundedTrainee(Trainee):
         return {'loss': total / torch.as_tensor(n, device=total.device).clamp(min=1)}
 
     def _tokens(self, pixels_nchw: Tensor | None, features: Tensor | None) -> Tensor:
-        """``[B, n_visual_tokens, n_embd]``, from features that are a little off where it learns."""
+        """``[B, n_visual_tokens, n_embd]``, from features that are disturbed while it learns."""
         projector: Any = self.model.projector
         if features is None:
             tower: Any = self.model.vision_tower
             features = tower(pixels_nchw)
         assert features is not None
         if self.training:
-            features = features * (1 + _NOISE * torch.randn_like(features))
+            kept = torch.rand(len(features), 1, features.shape[-1], device=features.device) >= _LEFT_OUT
+            features = features * (1 + _NOISE * torch.randn_like(features)) * kept / (1 - _LEFT_OUT)
         tokens: Tensor = projector(features)
         return tokens
 

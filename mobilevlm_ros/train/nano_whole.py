@@ -33,7 +33,7 @@ Run = Callable[[argparse.Namespace], int]
 def add_nano_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of training nano."""
     parser.add_argument('--work', metavar='DIR', type=Path, required=True, help='folder of all that is made (7 GB)')
-    parser.add_argument('--images', metavar='N', type=int, default=3000, help='to train on; default: 3000')
+    parser.add_argument('--images', metavar='N', type=int, default=3600, help='to train on; default: 3600')
     parser.add_argument('--resolution', type=int, choices=[224, 384], default=224, help='default: 224 (49 tokens)')
     parser.add_argument('--packages', metavar='DIR', type=Path, help='folder with the packages; default: download them')
     parser.add_argument('--ship', metavar='DIR', type=Path, help='put projector.safetensors and adapter.gguf here, too')

@@ -64,6 +64,7 @@ class _OwnNano(NanoSource):
 
     def __init__(self, model: Checkpoint, adapter: Path, work: Path, packages: Path | None, reporter: Reporter) -> None:
         super().__init__(packages, reporter)
+        self.answers = {}  # limits of confidence were found for the shipped weights, not for these
         from safetensors.numpy import save_file
 
         work.mkdir(parents=True, exist_ok=True)
