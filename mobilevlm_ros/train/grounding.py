@@ -4,8 +4,8 @@ Captions tell a projector only what is somewhere in a picture, and through a who
 things are known, each token can be told its word directly. The target of a token is a sum of word embeddings of the
 language model, which therefore is not run: the mean of all, the nouns and colours that its cell shows by their shares,
 and where in the picture it is. The loss of a cell adds the squared distance to that target, and the cross-entropies of
-the right noun, colour and place among all of them by cosine. So a step costs what the projector costs, about a
-hundredth of a caption's. It is no part of the published recipe, and comes before ``align`` or ``lora``.
+the right noun, colour and place among all of them by cosine. So a step costs what the projector costs.
+It is no part of the published recipe, and comes before ``align`` or ``lora``.
 """
 
 from __future__ import annotations
