@@ -65,9 +65,7 @@ def test_its_own_report_says_so_too(nano: Assistant) -> None:
     assert all(stage.passed for stage in stages.values())
     assert stages['visual tokens'].worst >= 0.99999
     assert stages['logits'].worst >= 0.999
-    # Of a whole open answer the last words may differ: 4-bit products round otherwise, and two words are often close.
-    assert stages['image to tokens'].mean >= 0.9
-    assert stages['image to tokens'].worst >= 0.8
+    assert stages['image to tokens'].worst >= 0.9
 
 
 def test_visual_tokens_equal_pytorch(nano: Assistant, parity: Any) -> None:

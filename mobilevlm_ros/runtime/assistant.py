@@ -49,6 +49,7 @@ class Assistant:
 
     :param model_id: names the model in every answer.
     :param min_confidence: of closed formats, for settings that leave it open.
+    :param temperature: of closed formats, at which the model's probabilities are believed; 1 unless given.
     :param n_frames: of how many frames the visual tokens are kept.
     """
 
@@ -62,6 +63,7 @@ class Assistant:
         model_id: str,
         settings: AssistantSettings | None = None,
         min_confidence: Mapping[AnswerFormat, float] | None = None,
+        temperature: Mapping[AnswerFormat, float] | None = None,
         n_frames: int = 8,
     ) -> None:
         if vision.n_embd != language.n_embd:
@@ -76,6 +78,7 @@ class Assistant:
         self.model_id = model_id
         self._settings = settings or AssistantSettings()
         self._min_confidence = dict(min_confidence or {})
+        self._temperature = dict(temperature or {})
         self._n_threads = 0
         self._n_frames = n_frames
         self._visual_tokens: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
@@ -295,6 +298,7 @@ class Assistant:
             turn.fail(error)
             return
         options = turn.prepared.options
+        scores = scores.at(self._temperature.get(turn.asked.question.format, 1.0))
         turn.timing.generated_tokens = scores.n_steps
         confidence = scores.probabilities[scores.best]
         turn.answer = replace(

@@ -46,6 +46,7 @@ _FILE = {'type': 'string', 'maxLength': 128, 'pattern': r'^[A-Za-z0-9][A-Za-z0-9
 _COUNT = {'type': 'integer', 'minimum': 1, 'maximum': 1 << 20}
 _THREADS = {'type': 'integer', 'minimum': 0, 'maximum': 1024}
 _SHARE = {'type': 'number', 'minimum': 0, 'maximum': 1}
+_TEMPERATURE = {'type': 'number', 'minimum': 0.01, 'maximum': 100}
 _CLOSED = {'yes_no': AnswerFormat.YES_NO, 'choice': AnswerFormat.CHOICE}
 
 
@@ -113,7 +114,11 @@ _SCHEMA = _record(
             ),
         },
     },
-    answers=_record({}, min_confidence=_record({}, **dict.fromkeys(_CLOSED, _SHARE))),
+    answers=_record(
+        {},
+        min_confidence=_record({}, **dict.fromkeys(_CLOSED, _SHARE)),
+        temperature=_record({}, **dict.fromkeys(_CLOSED, _TEMPERATURE)),
+    ),
     parity=_FILE,
 )
 
@@ -222,6 +227,11 @@ class Bundle:
         """Below which confidence an answer of a closed format is unknown, as far as that was measured."""
         found = self.description.get('answers', {}).get('min_confidence', {})
         return {_CLOSED[name]: float(limit) for name, limit in found.items()}
+
+    def temperature(self) -> dict[AnswerFormat, float]:
+        """At which temperature the probabilities of a closed format are to be believed, as far as that was measured."""
+        found = self.description.get('answers', {}).get('temperature', {})
+        return {_CLOSED[name]: float(value) for name, value in found.items()}
 
     def language_options(self) -> LanguageOptions:
         """How the language engine is set up."""

@@ -80,6 +80,7 @@ def load_assistant(
             model_id=bundle.model_id,
             settings=settings,
             min_confidence=bundle.min_confidence(),
+            temperature=bundle.temperature(),
             n_frames=options.frame_cache + 1,
         )
         stack.pop_all()

@@ -10,7 +10,7 @@ questions, with the questions.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,15 @@ class OptionScores:
     def best(self) -> int:
         """Index of the most probable option; the first of equals."""
         return int(np.argmax(self.probabilities))
+
+    def at(self, temperature: float) -> OptionScores:
+        """The same options in the same order, less sure of above 1: log probabilities divided by the temperature."""
+        if temperature == 1.0:
+            return self
+        with np.errstate(divide='ignore'):
+            scaled = np.log(self.probabilities) / temperature
+        weights = np.exp(scaled - scaled.max())
+        return replace(self, probabilities=tuple((weights / weights.sum()).tolist()))
 
 
 @dataclass

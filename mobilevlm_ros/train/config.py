@@ -108,6 +108,8 @@ class DataConfig(_Section):
     :ivar separate_questions: the questions of a dialogue do not see each other, only what stands before the first one
         (template chatml): several are learned from one image as if each were the only one.
     :ivar shards: packed text for ``llm-pretrain``.
+    :ivar feature_noise: while learning, each of the tower's features is scaled by 1 and a normal error of this size.
+    :ivar feature_dropout: while learning, each picture goes without this share of the channels of its features.
     """
 
     records: AnyPath | None = None
@@ -123,6 +125,8 @@ class DataConfig(_Section):
     separate_questions: bool = False
     shards: list[ShardSource] = []
     n_workers: Annotated[int, Field(ge=0)] = 4
+    feature_noise: Annotated[float, Field(ge=0.0)] = 0.0
+    feature_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
 
     @model_validator(mode='after')
     def _one_source(self) -> DataConfig:

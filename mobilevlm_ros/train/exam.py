@@ -81,6 +81,7 @@ class ExamReport:
     :ivar majorities: of each kind, the answer that is right most often, and how often that is.
     :ivar blind: the same model's answers about a grey picture.
     :ivar untrained: the answers of the bundle that was not trained.
+    :ivar temperature: of closed formats, by name, as the bundle has it already.
     """
 
     model_id: str
@@ -88,6 +89,7 @@ class ExamReport:
     majorities: dict[str, tuple[str, Score]]
     blind: list[Given] = field(default_factory=list)
     untrained: list[Given] = field(default_factory=list)
+    temperature: dict[str, float] = field(default_factory=dict)
 
     def columns(self) -> dict[str, dict[str, Score]]:
         """What is compared: name of the column to scores by kind."""

@@ -23,9 +23,9 @@ from mobilevlm_ros.runtime.assistant import Assistant
 from mobilevlm_ros.runtime.bundle import Bundle, open_bundle
 from mobilevlm_ros.runtime.loading import load_assistant
 from mobilevlm_ros.train.exam import ExamReport, Given, answer_all, majority
-from mobilevlm_ros.train.exam_limits import calibrations, manifest_lines, threshold_text
+from mobilevlm_ros.train.exam_limits import calibrations, manifest_lines
 from mobilevlm_ros.train.exam_questions import ExamQuestion, read_exam
-from mobilevlm_ros.train.exam_report import as_record, write_report
+from mobilevlm_ros.train.exam_report import as_record, beliefs, write_report
 
 __all__ = ['add_exam_arguments', 'run_exam']
 
@@ -73,6 +73,7 @@ def run_exam(options: argparse.Namespace) -> int:
         try:
             given = _asked(assistant, questions, reporter, f'{len(questions)} questions')
             report = ExamReport(assistant.model_id, given, majority(questions))
+            report.temperature = {one.name.lower(): value for one, value in bundle.temperature().items()}
             if options.also_blind:
                 report.blind = _asked(assistant, questions, reporter, 'the same about a grey picture', blind=True)
         finally:
@@ -132,8 +133,8 @@ def _print(report: ExamReport, found: Mapping[str, Calibration], console: Consol
     for name, calibration in found.items():
         console.print(
             f'{name}, confidence: mean {calibration.mean_confidence:.2f} at accuracy {calibration.accuracy:.2f}; '
-            f'ECE {calibration.ece:.3f}, Brier {calibration.brier:.3f}; {threshold_text(calibration.threshold)}',
+            f'ECE {calibration.ece:.3f}, Brier {calibration.brier:.3f}; {beliefs(calibration)}',
             highlight=False,
             soft_wrap=True,
         )
-    console.print(escape(manifest_lines(found)), highlight=False, end='')
+    console.print(escape(manifest_lines(found, report.temperature)), highlight=False, end='')

@@ -1,24 +1,28 @@
-"""Below which confidence a bundle had better say "unknown": a proposal for its manifest, and what speaks for it.
+"""How far a bundle's confidence is to be believed: proposals for its manifest, and what speaks for them.
 
-The rule: the lowest confidence at and above which at most ``max_risk`` of the answers are wrong, of at least ``LEAST``
-answers, on one half of the pictures. It is proposed if the other half does not speak against it: if the interval at
-95 % of the risk there reaches down to ``max_risk``. Each closed format has a limit of its own, as confidences of two
-options and of five are not alike.
+A temperature for yes/no, where the model is too sure (``evaluate/temperature.py``), and a limit below which it had
+better say "unknown", of confidences at that temperature. The limit's rule: the lowest confidence at and above which at
+most ``max_risk`` of the answers are wrong, of at least ``LEAST`` answers, on one half of the pictures. It is proposed
+if the other half does not speak against it: if the interval at 95 % of the risk there reaches down to ``max_risk``.
+Each closed format has a limit of its own, as confidences of two options and of five are not alike.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from mobilevlm_ros.evaluate.calibration import Calibration, Threshold, calibrate
+from mobilevlm_ros.evaluate.temperature import Temperature, choose_temperature, tempered
 from mobilevlm_ros.train.exam import Given
 
-__all__ = ['FORMATS', 'LEAST', 'calibrations', 'manifest_lines', 'threshold_text']
+__all__ = ['FORMATS', 'LEAST', 'calibrations', 'manifest_lines', 'temperature_text', 'threshold_text']
 
 LEAST = 20
 """Of fewer answers, nine in ten are right by chance too often."""
-FORMATS = {'yes_no': 0.5, 'choice': 0.0}
+_OF_TWO = 'yes_no'
+FORMATS = {_OF_TWO: 0.5, 'choice': 0.0}
 """Closed formats, and the least confidence that is possible."""
 _DIGITS = 1000
 
@@ -29,22 +33,62 @@ def calibrations(given: Sequence[Given], max_risk: float) -> dict[str, Calibrati
     for name, lowest in FORMATS.items():
         answers = [one for one in given if one.format == name]
         if answers:
-            confidences, right, pictures = zip(
-                *((one.confidence, one.right, one.picture) for one in answers), strict=True
-            )
-            found[name] = calibrate(confidences, right, pictures, max_risk=max_risk, least=LEAST, lowest=lowest)
+            measured = _calibrated(answers, [one.confidence for one in answers], max_risk, lowest)
+            found[name] = _with_temperature(measured, answers, max_risk, lowest) if name == _OF_TWO else measured
     return found
 
 
-def manifest_lines(found: Mapping[str, Calibration]) -> str:
-    """The section ``answers`` of a manifest with the limits that are proposed; empty if none is."""
+def _calibrated(answers: Sequence[Given], confidences: Sequence[float], max_risk: float, lowest: float) -> Calibration:
+    right, pictures = [one.right for one in answers], [one.picture for one in answers]
+    return calibrate(confidences, right, pictures, max_risk=max_risk, least=LEAST, lowest=lowest)
+
+
+def _with_temperature(measured: Calibration, answers: Sequence[Given], max_risk: float, lowest: float) -> Calibration:
+    confidences = [one.confidence for one in answers]
+    found = choose_temperature(confidences, [one.right for one in answers], [one.picture for one in answers])
+    if found is None or not found.is_kept:
+        return replace(measured, temperature=found)
+    believed = tempered(confidences, found.value).tolist()
+    return replace(measured, temperature=found, threshold=_calibrated(answers, believed, max_risk, lowest).threshold)
+
+
+def manifest_lines(found: Mapping[str, Calibration], present: Mapping[str, float] | None = None) -> str:
+    """The section ``answers`` of a manifest with what is proposed; empty if nothing is.
+
+    :param present: temperatures that the examined bundle has already, by format; new ones multiply them.
+    """
+    temperatures = dict(present or {})
+    for name, calibration in found.items():
+        if calibration.temperature is not None and calibration.temperature.is_kept:
+            temperatures[name] = temperatures.get(name, 1.0) * calibration.temperature.value
     limits = {
         name: math.floor(calibration.threshold.value * _DIGITS) / _DIGITS
         for name, calibration in found.items()
         if calibration.threshold.is_kept and calibration.threshold.value is not None
     }
-    inner = ', '.join(f'{name}: {limit:g}' for name, limit in limits.items())
-    return f'answers:\n  min_confidence: {{{inner}}}\n' if limits else ''
+    lines = [
+        f'  {key}: {{{", ".join(f"{name}: {value:g}" for name, value in values.items())}}}\n'
+        for key, values in (('temperature', _rounded(temperatures)), ('min_confidence', limits))
+        if values
+    ]
+    return ''.join(['answers:\n', *lines]) if lines else ''
+
+
+def _rounded(temperatures: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(value, 2) for name, value in temperatures.items()}
+
+
+def temperature_text(temperature: Temperature) -> str:
+    """What the temperature is worth, in a sentence."""
+    if temperature.value == 1.0:
+        return 'a temperature above 1 does not make it more believable'
+    where = (
+        f'at temperature {temperature.value:.2f}, found on one half of the pictures, the other half '
+        f'({temperature.n_tried} answers) has ECE {temperature.ece_after:.3f} instead of '
+        f'{temperature.ece_before:.3f}, and a loss of {temperature.loss_after:.3f} nats instead of '
+        f'{temperature.loss_before:.3f}'
+    )
+    return where if temperature.is_kept else f'{where}: too little to be proposed'
 
 
 def threshold_text(threshold: Threshold) -> str:

@@ -11,9 +11,9 @@ from mobilevlm_ros.errors import SettingsError
 from mobilevlm_ros.evaluate.calibration import Calibration
 from mobilevlm_ros.train.calibration_plot import plot_calibration
 from mobilevlm_ros.train.exam import ExamReport
-from mobilevlm_ros.train.exam_limits import manifest_lines, threshold_text
+from mobilevlm_ros.train.exam_limits import manifest_lines, temperature_text, threshold_text
 
-__all__ = ['as_markdown', 'as_record', 'plot_scores', 'write_report']
+__all__ = ['as_markdown', 'as_record', 'beliefs', 'plot_scores', 'write_report']
 
 _COLUMNS = {
     'blind': '"Blind" is the same bundle shown a grey picture.',
@@ -27,8 +27,17 @@ def as_record(report: ExamReport, found: Mapping[str, Calibration]) -> dict[str,
     """For JSON."""
     return report.as_record() | {
         'calibration': {name: calibration.as_record() for name, calibration in found.items()},
-        'proposed': manifest_lines(found),
+        'proposed': manifest_lines(found, report.temperature),
     }
+
+
+def beliefs(calibration: Calibration) -> str:
+    """What was found about temperature and limit."""
+    limit = threshold_text(calibration.threshold)
+    temperature = calibration.temperature
+    if temperature is None:
+        return limit
+    return f'{temperature_text(temperature)}; {"then " if temperature.is_kept else ""}{limit}'
 
 
 def as_markdown(report: ExamReport, found: Mapping[str, Calibration]) -> str:
@@ -53,9 +62,9 @@ def as_markdown(report: ExamReport, found: Mapping[str, Calibration]) -> str:
             '',
             f'Confidence of {name}: mean {calibration.mean_confidence:.2f} at accuracy {calibration.accuracy:.2f}, '
             f'ECE {calibration.ece:.3f}, Brier {calibration.brier:.3f} ({calibration.n} answers); '
-            f'{threshold_text(calibration.threshold)}.',
+            f'{beliefs(calibration)}.',
         ]
-    proposed = manifest_lines(found)
+    proposed = manifest_lines(found, report.temperature)
     lines += ['', '```yaml', proposed.rstrip(), '```'] if proposed else []
     return '\n'.join(lines) + '\n'
 

@@ -23,6 +23,7 @@ from mobilevlm_ros.train.dialogue_text import read_dialogues
 from mobilevlm_ros.train.features import FeatureCache, FeatureReader, identity_of
 from mobilevlm_ros.train.grounding import GroundedDataset, Words, collate_grounded, words_of
 from mobilevlm_ros.train.packed import PackedDataset, Source
+from mobilevlm_ros.train.pixel_colours import COLOURS
 from mobilevlm_ros.train.records import Records, read_records
 from mobilevlm_ros.train.regions import read_grounded
 from mobilevlm_ros.train.sampler import ModalityLengthSampler
@@ -141,7 +142,7 @@ def _grounded(config: TrainConfig, start: StartingPoint) -> Supply:
     feed = Feed(dataset, collate_grounded, lambda index: f'picture {pictures[index].id}')
     n = len(pictures)
     known = [int((dataset[i]['labels'] != IGNORED_LABEL).sum()) for i in range(0, n, -(-n // _MEASURED_SAMPLES))]
-    note = f'{len(words.nouns) - 1} nouns, {len(words.colours)} colours and {len(words.places)} places are told'
+    note = f'{len(words.nouns) - 1} nouns, {len(COLOURS)} colours and {len(words.places)} places are told'
     lengths = [(n_tokens, one) for one in known]
     return Supply(feed, ShuffledSampler(n, config.schedule.seed), n, lengths, note, words)
 

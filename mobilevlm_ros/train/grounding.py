@@ -5,6 +5,7 @@ things are known, each token can be told its word directly. The target of a toke
 language model, which therefore is not run: the mean of all, the nouns and colours that its cell shows by their shares,
 and where in the picture it is. The loss of a cell adds the squared distance to that target, and the cross-entropies of
 the right noun, colour and place among all of them by cosine. So a step costs what the projector costs.
+Colours are told everywhere, by the pixels where nobody told them: those of things alone are too few to learn from.
 It is no part of the published recipe, and comes before ``align`` or ``lora``.
 """
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,23 +24,21 @@ from torch.utils.data import Dataset
 from mobilevlm_ros.errors import BadImageError, DatasetError
 from mobilevlm_ros.model.mobilevlm import IGNORED_LABEL, MobileVLM
 from mobilevlm_ros.train.dataset import ImageReader
+from mobilevlm_ros.train.pixel_colours import COLOURS
 from mobilevlm_ros.train.regions import Cells, Grounded, cells_of
 from mobilevlm_ros.train.tokens import Tokenizer
-from mobilevlm_ros.train.trainee import Trainee
+from mobilevlm_ros.train.trainee import UNDISTURBED, Disturbance, Trainee
 
 __all__ = ['GroundedDataset', 'GroundedTrainee', 'Words', 'collate_grounded', 'words_of']
 
 NOTHING = 'background'
-_LEAST_SHARE, _LEAST_EMPTY = 0.25, 0.05
-_EMPTY_WEIGHT, _COLOUR_WEIGHT, _POSITION_WEIGHT = 0.5, 0.6, 0.3
+_LEAST_SHARE, _LEAST_EMPTY, _LEAST_COLOURED = 0.25, 0.05, 0.3
+_EMPTY_WEIGHT, _COLOUR_WEIGHT, _POSITION_WEIGHT = 0.5, 0.8, 0.3
 _SHARPNESS = 16.0
 """Inverse temperature of the cosines."""
-_NOUN_LOSS, _COLOUR_LOSS, _PLACE_LOSS = 0.5, 0.25, 0.1
+_NOUN_LOSS, _COLOUR_LOSS, _PLACE_LOSS = 0.5, 0.5, 0.1
 _COVERED_WEIGHT = 3.0
 """How much more than an empty cell one that shows a thing counts."""
-_NOISE, _LEFT_OUT = 0.5, 0.2
-"""Of the features while it learns: noise as a share of each, and the share of channels that a picture goes without. A
-projector would otherwise know a few hundred cut-outs by heart."""
 
 
 class Words:
@@ -48,9 +47,8 @@ class Words:
     :ivar nouns: the first is what an empty cell says.
     """
 
-    def __init__(self, nouns: Sequence[str], colours: Sequence[str], places: Sequence[str]) -> None:
+    def __init__(self, nouns: Sequence[str], places: Sequence[str]) -> None:
         self.nouns = (NOTHING, *nouns)
-        self.colours = tuple(colours)
         self.places = tuple(places)
 
 
@@ -59,7 +57,6 @@ def words_of(pictures: Sequence[Grounded]) -> Words:
     things = {thing for picture in pictures for thing in picture.things}
     return Words(
         sorted({noun for noun, _ in things}),
-        sorted({colour for _, colour in things if colour}),
         sorted({picture.place for picture in pictures if picture.place}),
     )
 
@@ -68,8 +65,9 @@ class GroundedDataset(Dataset[dict[str, Tensor]]):
     """What the cells of each picture show.
 
     An item is ``pixels`` or ``features`` as the reader makes them, and for ``n = grid * grid`` cells: ``labels`` int64
-    ``[n]``, the noun that is learned (0: nothing is there; -100: not known); ``nouns`` and ``colours`` int64 ``[n, 2]``
-    and ``shares`` float32 ``[n, 2]``, the two things that cover the most of it (-1: none); ``place`` int64 ``[]``.
+    ``[n]``, the noun that is learned (0: nothing is there; -100: not known); ``nouns`` int64 ``[n, 2]`` and ``shares``
+    float32 ``[n, 2]``, the two things that cover the most of it (-1: none); ``colours`` float32 ``[n, len(COLOURS)]``,
+    how much of it is of each; ``place`` int64 ``[]``.
 
     :param grid: cells a side: the square root of the number of visual tokens.
     """
@@ -87,7 +85,6 @@ class GroundedDataset(Dataset[dict[str, Tensor]]):
         self._grid = grid
         self._aspect: Literal['pad', 'square'] = aspect
         self._nouns = {word: index for index, word in enumerate(words.nouns)}
-        self._colours = {word: index for index, word in enumerate(words.colours)}
         self._places = {word: index for index, word in enumerate(words.places)}
         self._known: dict[int, dict[str, Tensor]] = {}
 
@@ -105,27 +102,26 @@ class GroundedDataset(Dataset[dict[str, Tensor]]):
 
     def _targets(self, picture: Grounded, cells: Cells) -> dict[str, Tensor]:
         n = self._grid * self._grid
-        nouns, colours = np.full((n, 2), -1), np.full((n, 2), -1)
+        nouns = np.full((n, 2), -1)
         shares = np.zeros((n, 2), np.float32)
         labels = np.where(cells.unknown < _LEAST_EMPTY, 0, IGNORED_LABEL)
         if picture.things:
             own_nouns = np.array([self._nouns[noun] for noun, _ in picture.things])
-            own_colours = np.array([self._colours.get(colour or '', -1) for _, colour in picture.things])
             order = np.argsort(-cells.shares, axis=0)[:2]
             for rank, things in enumerate(order):
                 shares[:, rank] = np.take_along_axis(cells.shares, things[None], 0)[0]
-                nouns[:, rank], colours[:, rank] = own_nouns[things], own_colours[things]
+                nouns[:, rank] = own_nouns[things]
             labels[shares.sum(1) > _LEAST_EMPTY] = IGNORED_LABEL
             named = shares[:, 0] > _LEAST_SHARE
             # However small a thing is, one cell says its name, unless another thing fills it more.
             best = cells.shares.argmax(1)
             named[best] |= (order[0][best] == np.arange(len(best))) & (shares[best, 0] > 0)
             labels[named] = nouns[named, 0]
-            nouns[shares == 0], colours[shares == 0] = -1, -1
+            nouns[shares == 0] = -1
         return {
             'labels': torch.from_numpy(labels),
             'nouns': torch.from_numpy(nouns),
-            'colours': torch.from_numpy(colours),
+            'colours': torch.from_numpy(cells.colours),
             'shares': torch.from_numpy(shares),
             'place': torch.tensor(self._places.get(picture.place, -1)),
         }
@@ -152,8 +148,16 @@ class GroundedTrainee(Trainee):
     loss_type = None
     runs_language = False
 
-    def __init__(self, model: MobileVLM, words: Words, tokenizer: Tokenizer, *, cached: bool = False) -> None:
-        super().__init__(model, cached=cached)
+    def __init__(
+        self,
+        model: MobileVLM,
+        words: Words,
+        tokenizer: Tokenizer,
+        *,
+        cached: bool = False,
+        disturbance: Disturbance = UNDISTURBED,
+    ) -> None:
+        super().__init__(model, cached=cached, disturbance=disturbance)
         table = model.language.get_input_embeddings().weight.detach().float()
         mean = table.mean(0)
         grid = math.isqrt(model.config.n_visual_tokens)
@@ -166,7 +170,7 @@ class GroundedTrainee(Trainee):
         tables = {
             '_mean': mean,
             '_nouns': embed(words.nouns),
-            '_colours': embed(words.colours),
+            '_colours': embed(COLOURS),
             '_places': embed(words.places),
             '_base': mean + _POSITION_WEIGHT * _positions(sides, grid),
         }
@@ -185,20 +189,23 @@ class GroundedTrainee(Trainee):
         features: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
     ) -> dict[str, Tensor]:
-        """The loss, summed over the cells with a label and divided by their number.
+        """The loss, summed over the cells and divided by the number of those with a label.
 
         :param num_items_in_batch: cells with a label in all micro-batches of all processes; None: in this batch.
         """
-        tokens = self._tokens(pixels_nchw, features)
+        pictures = pixels_nchw if features is None else features[:, None]
+        assert pictures is not None
+        tokens = self.model.encode_images(pictures)
         said = F.normalize(tokens - self._mean, dim=-1)
         learned = labels != IGNORED_LABEL
         weights = torch.where(labels > 0, _COVERED_WEIGHT, 1.0)[learned]
         distance = (tokens - self._target(nouns, colours, shares)).square().mean(-1)[learned] / self._scale
         named = self._cross_entropy(said[learned], self._nouns, labels[learned])
         total = (weights * (distance + _NOUN_LOSS * named)).sum()
-        coloured = (labels > 0) & (colours[..., 0] >= 0)
-        right = self._cross_entropy(said[coloured], self._colours, colours[..., 0][coloured])
-        total = total + _COLOUR_LOSS * _COVERED_WEIGHT * right.sum()
+        told = colours.sum(-1)
+        coloured = told > _LEAST_COLOURED
+        right = self._cross_entropy(said[coloured], self._colours, (colours / told[..., None])[coloured])
+        total = total + _COLOUR_LOSS * (torch.where(labels > 0, _COVERED_WEIGHT, 1.0)[coloured] * right).sum()
         # What is not a thing by a name still shows what kind of place it is.
         around = (place >= 0)[:, None] & (shares.sum(-1) == 0) & ~learned
         right = self._cross_entropy(said[around], self._places, place[:, None].expand(labels.shape)[around])
@@ -206,30 +213,14 @@ class GroundedTrainee(Trainee):
         n = learned.sum() if num_items_in_batch is None else num_items_in_batch
         return {'loss': total / torch.as_tensor(n, device=total.device).clamp(min=1)}
 
-    def _tokens(self, pixels_nchw: Tensor | None, features: Tensor | None) -> Tensor:
-        """``[B, n_visual_tokens, n_embd]``, from features that are disturbed while it learns."""
-        projector: Any = self.model.projector
-        if features is None:
-            tower: Any = self.model.vision_tower
-            features = tower(pixels_nchw)
-        assert features is not None
-        if self.training:
-            kept = torch.rand(len(features), 1, features.shape[-1], device=features.device) >= _LEFT_OUT
-            features = features * (1 + _NOISE * torch.randn_like(features)) * kept / (1 - _LEFT_OUT)
-        tokens: Tensor = projector(features)
-        return tokens
-
     def _target(self, nouns: Tensor, colours: Tensor, shares: Tensor) -> Tensor:
         """``[B, n, n_embd]``; a thin thing still names its cell."""
         parts = shares.sqrt()
         parts = parts / parts.sum(-1, keepdim=True).clamp(min=1)
         empty = 1 - parts.sum(-1, keepdim=True)
         noun = self._nouns[nouns.clamp(min=0)] * (nouns >= 0)[..., None]
-        target = self._base + _EMPTY_WEIGHT * empty * self._nouns[0] + (parts[..., None] * noun).sum(-2)
-        if len(self._colours):
-            colour = self._colours[colours.clamp(min=0)] * (colours >= 0)[..., None]
-            target = target + _COLOUR_WEIGHT * (parts[..., None] * colour).sum(-2)
-        return target
+        target: Tensor = self._base + _EMPTY_WEIGHT * empty * self._nouns[0] + (parts[..., None] * noun).sum(-2)
+        return target + _COLOUR_WEIGHT * colours @ self._colours
 
     @staticmethod
     def _cross_entropy(said: Tensor, words: Tensor, labels: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 A map is a gray PNG in the proportions of its picture: 0 where nothing is that has a name, ``i`` on the ``i``-th thing
 of the picture (from 1), 255 where it is not known. ``regions.json`` lists the pictures: ``[{"id", "image", "regions",
-"things": [[noun, colour or null], ...], "place": noun or ""}, ...]``; paths are relative to the folders of each.
+"things": [[noun, colour or null], ...], "place": noun or ""}, ...]``; paths are relative to the folders of each. A
+colour is one of ``COLOURS``; for another word, and where none is told, the pixels say it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,8 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from mobilevlm_ros.errors import BadImageError, DatasetError, DatasetMissingError
+from mobilevlm_ros.runtime.images import read_image
+from mobilevlm_ros.train.pixel_colours import COLOURS, UNNAMED, colour_indices
 
 __all__ = ['UNKNOWN', 'Cells', 'Grounded', 'cells_of', 'read_grounded', 'save_map']
 
@@ -49,10 +52,13 @@ class Cells:
 
     :ivar shares: float32 ``[n_things, grid * grid]``, how much of the cell each thing covers.
     :ivar unknown: float32 ``[grid * grid]``, how much of it may show anything.
+    :ivar colours: float32 ``[grid * grid, len(COLOURS)]``, how much of it is of each colour: where a thing's colour is
+        told, that one, else as its pixels are.
     """
 
     shares: NDArray[np.float32]
     unknown: NDArray[np.float32]
+    colours: NDArray[np.float32]
 
 
 class _Entry(BaseModel):
@@ -119,26 +125,45 @@ def cells_of(picture: Grounded, grid: int, aspect: Literal['pad', 'square']) -> 
     strange = set(np.unique(regions).tolist()) - {0, UNKNOWN, *range(1, n_things + 1)}
     if strange:
         raise BadImageError(f'{picture.regions} shows thing {min(strange)}, but {picture.id} has {n_things}')
-    square = _square(regions, aspect)
     side = grid * _PIXELS_A_CELL
-    fine = np.asarray(Image.fromarray(square).resize((side, side), Image.Resampling.NEAREST))
-    cells = fine.reshape(grid, _PIXELS_A_CELL, grid, _PIXELS_A_CELL).swapaxes(1, 2).reshape(grid * grid, -1)
+    square = Image.fromarray(_square(regions, aspect)).resize((side, side), Image.Resampling.NEAREST)
+    cells = _by_cell(np.asarray(square), grid)
     shares = [(cells == number).mean(1, dtype=np.float32) for number in range(1, n_things + 1)]
+    colours = _by_cell(_pixel_colours(picture.image, side, aspect), grid)
+    for number, (_, colour) in enumerate(picture.things, start=1):
+        if colour in COLOURS:
+            colours[cells == number] = COLOURS.index(colour)
     return Cells(
         np.stack(shares) if shares else np.zeros((0, grid * grid), np.float32),
         (cells == UNKNOWN).mean(1, dtype=np.float32),
+        np.stack([(colours == index).mean(1, dtype=np.float32) for index in range(len(COLOURS))], 1),
     )
+
+
+def _pixel_colours(image: Path, side: int, aspect: Literal['pad', 'square']) -> NDArray[np.int64]:
+    """``[side, side]``, index into ``COLOURS`` of what the model sees; ``UNNAMED``: of none, or padding."""
+    rgb = read_image(image)
+    small = Image.fromarray(_square(rgb, aspect)).resize((side, side), Image.Resampling.BOX)
+    inside = _square(np.ones(rgb.shape[:2], np.uint8), aspect)
+    found = colour_indices(np.asarray(small).reshape(-1, 3)).reshape(side, side)
+    kept = Image.fromarray(inside).resize((side, side), Image.Resampling.NEAREST)
+    return np.where(np.asarray(kept) > 0, found, UNNAMED)
+
+
+def _by_cell(fine: NDArray[Any], grid: int) -> NDArray[Any]:
+    """``[side, side]`` to ``[grid * grid, pixels]``."""
+    return fine.reshape(grid, fine.shape[0] // grid, grid, -1).swapaxes(1, 2).reshape(grid * grid, -1)
 
 
 def _square(regions: NDArray[np.uint8], aspect: Literal['pad', 'square']) -> NDArray[np.uint8]:
     """The middle, or all with nothing around it: as the picture is prepared."""
-    height, width = regions.shape
+    height, width = regions.shape[:2]
     if aspect == 'square':
         side = min(height, width)
         top, left = (height - side) // 2, (width - side) // 2
         return regions[top : top + side, left : left + side]
     side = max(height, width)
-    padded = np.zeros((side, side), np.uint8)
+    padded = np.zeros((side, side, *regions.shape[2:]), np.uint8)
     top, left = (side - height) // 2, (side - width) // 2
     padded[top : top + height, left : left + width] = regions
     return padded

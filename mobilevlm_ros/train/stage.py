@@ -32,7 +32,7 @@ from mobilevlm_ros.train.product import write_product
 from mobilevlm_ros.train.progress import Bar, StepLog, StopWhenAsked
 from mobilevlm_ros.train.starting import StartingPoint, open_start
 from mobilevlm_ros.train.tokens import open_tokenizer
-from mobilevlm_ros.train.trainee import Trainee, freeze
+from mobilevlm_ros.train.trainee import Disturbance, Trainee, freeze
 from mobilevlm_ros.train.trainer import TRAINED, StageTrainer, load_trained, micro_batches
 
 __all__ = ['CHECKPOINTS', 'Outcome', 'run_stage']
@@ -171,9 +171,11 @@ def _trainee(config: TrainConfig, start: StartingPoint, words: Words | None) -> 
         if config.model.adapter is not None:
             load_adapter(model, config.lora, config.model.adapter)
     cached = config.data.features is not None
-    trainee = Trainee(model, cached=cached)
+    disturbance = Disturbance(config.data.feature_noise, config.data.feature_dropout)
+    trainee = Trainee(model, cached=cached, disturbance=disturbance)
     if words is not None:
-        trainee = GroundedTrainee(model, words, open_tokenizer(start.tokenizer), cached=cached)
+        tokenizer = open_tokenizer(start.tokenizer)
+        trainee = GroundedTrainee(model, words, tokenizer, cached=cached, disturbance=disturbance)
     if not any(True for _ in trainee.trained()):
         raise TrainingError(f'nothing learns in stage {config.stage}')
     return trainee

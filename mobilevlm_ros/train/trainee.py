@@ -8,6 +8,7 @@ learned, since prompts and pictures are most of a sample and the loss does not l
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from mobilevlm_ros.errors import SettingsError
 from mobilevlm_ros.model.mobilevlm import IGNORED_LABEL, MobileVLM, published_name
 from mobilevlm_ros.train.config import LearningRates
 
-__all__ = ['CachedTower', 'Trainee', 'freeze', 'rounds_apart']
+__all__ = ['UNDISTURBED', 'CachedTower', 'Disturbance', 'Trainee', 'freeze', 'rounds_apart']
 
 
 class CachedTower(nn.Module):
@@ -26,6 +27,30 @@ class CachedTower(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """``[B, 1, n_patches, width]``, one set for each picture, to ``[B, n_patches, width]``."""
         return features.squeeze(1)
+
+
+@dataclass(frozen=True)
+class Disturbance:
+    """What is done to the tower's features while the model learns, so that it does not know its pictures by heart.
+
+    :ivar noise: standard deviation of a factor around 1 on each feature.
+    :ivar left_out: share of the channels that a picture goes without; the others are scaled up for it.
+    """
+
+    noise: float = 0.0
+    left_out: float = 0.0
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """``[B, n_patches, width]``, same shape."""
+        if self.noise:
+            features = features * (1 + self.noise * torch.randn_like(features))
+        if self.left_out:
+            kept = torch.rand(len(features), 1, features.shape[-1], device=features.device) >= self.left_out
+            features = features * kept / (1 - self.left_out)
+        return features
+
+
+UNDISTURBED = Disturbance()
 
 
 class Trainee(nn.Module):
@@ -42,13 +67,17 @@ class Trainee(nn.Module):
     runs_language = True
     """Whether a step goes through the language model."""
 
-    def __init__(self, model: MobileVLM, *, cached: bool = False) -> None:
+    def __init__(self, model: MobileVLM, *, cached: bool = False, disturbance: Disturbance = UNDISTURBED) -> None:
         super().__init__()
         self.model = model
         if cached:
             if model.vision_tower is None:
                 raise SettingsError(f'{model.config.name} is a language model alone: it has no use for features')
             model.vision_tower = CachedTower()
+        if disturbance != UNDISTURBED and model.vision_tower is not None:
+            model.vision_tower.register_forward_hook(
+                lambda _, _inputs, features: disturbance(features) if self.training else features
+            )
 
     def forward(
         self,

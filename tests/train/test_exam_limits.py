@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from mobilevlm_ros.evaluate.calibration import falls_in_first_half
+from mobilevlm_ros.evaluate.temperature import tempered
 from mobilevlm_ros.train.exam import ExamReport, Given, Score
 from mobilevlm_ros.train.exam_limits import LEAST, calibrations, manifest_lines, threshold_text
 from mobilevlm_ros.train.exam_report import as_markdown
@@ -61,6 +62,44 @@ def test_each_closed_format_has_its_own() -> None:
 
     assert set(found) == {'yes_no', 'choice'}
     assert yaml.safe_load(manifest_lines(found))['answers']['min_confidence'] == {'yes_no': 0.9, 'choice': 0.4}
+
+
+TOO_SURE = [
+    *answers(FIRST, 0.99, 60, 12),
+    *answers(OTHER, 0.99, 60, 12),
+    *answers(FIRST[60:], 0.999, 60, 3),
+    *answers(OTHER[60:], 0.999, 60, 3),
+]
+
+
+def test_a_model_that_is_too_sure_gets_a_temperature_and_a_limit_at_it() -> None:
+    found = calibrations(TOO_SURE, 0.1)
+    proposed = yaml.safe_load(manifest_lines(found))['answers']
+
+    temperature = proposed['temperature']['yes_no']
+    assert 2 < temperature < 4
+    # Only what was said with 0.999 is right often enough.
+    believed = tempered([0.99, 0.999], temperature)
+    assert believed[0] < proposed['min_confidence']['yes_no'] <= believed[1]
+    assert found['yes_no'].mean_confidence > 0.99  # the figures beside it are of what was answered
+
+
+def test_a_temperature_that_the_bundle_has_is_multiplied() -> None:
+    found = calibrations(TOO_SURE, 0.1)
+    once = yaml.safe_load(manifest_lines(found))['answers']['temperature']['yes_no']
+
+    twice = yaml.safe_load(manifest_lines(found, {'yes_no': 2.0}))['answers']['temperature']['yes_no']
+    assert twice == pytest.approx(2 * once, abs=0.02)
+    kept = yaml.safe_load(manifest_lines(calibrations([*SURE, *UNSURE], 0.1), {'yes_no': 2.0}))['answers']
+    assert kept['temperature'] == {'yes_no': 2.0}
+
+
+def test_the_card_says_what_the_temperature_is_worth() -> None:
+    report = ExamReport('nano-cpu@0', TOO_SURE, {'yes_no': ('yes', Score(5, 100)), 'all': ('', Score(5, 100))})
+    text = as_markdown(report, calibrations(TOO_SURE, 0.1))
+
+    assert 'found on one half of the pictures, the other half (120 answers) has ECE' in text
+    assert 'temperature: {yes_no: ' in text
 
 
 def test_the_card_has_every_column_and_says_what_it_means() -> None:

@@ -18,10 +18,13 @@ from mobilevlm_ros.model.layout import PROJECTOR_PREFIX
 from mobilevlm_ros.model.mobilevlm import MobileVLM, load_mobilevlm
 from mobilevlm_ros.train.config import TrainConfig
 from mobilevlm_ros.train.grounding import GroundedDataset, GroundedTrainee, Words, words_of
+from mobilevlm_ros.train.pixel_colours import COLOURS
 from mobilevlm_ros.train.regions import UNKNOWN, Grounded
 from mobilevlm_ros.train.run_log import read_log
 from mobilevlm_ros.train.stage import run_stage
 from mobilevlm_ros.train.tokens import open_tokenizer
+
+BLUE = (20, 60, 200)
 
 
 class Blank:
@@ -37,27 +40,38 @@ class Blank:
 
 
 def item(folder: Path, regions: list[list[int]], things: list[tuple[str, str | None]], place: str = '') -> dict:
-    """Of a picture whose map is given cell by cell."""
+    """Of a blue picture whose map is given cell by cell."""
     fine = np.array(regions, np.uint8).repeat(8, 0).repeat(8, 1)
     Image.fromarray(fine).save(folder / 'map.png')
-    picture = Grounded('one', folder / 'x.jpg', folder / 'map.png', tuple(things), place)
-    words = Words(['cup', 'dog'], ['red'], ['sea'])
+    Image.new('RGB', fine.shape[::-1], BLUE).save(folder / 'x.png')
+    picture = Grounded('one', folder / 'x.png', folder / 'map.png', tuple(things), place)
+    words = Words(['cup', 'dog'], ['sea'])
     return GroundedDataset([picture], words, Blank(), len(regions), 'pad')[0]  # type: ignore[arg-type]
 
 
 def test_a_cell_is_taught_what_covers_it(tmp_path: Path) -> None:
     found = item(tmp_path, [[1, 0], [2, UNKNOWN]], [('dog', None), ('cup', 'red')])
     assert found['labels'].tolist() == [2, 0, 1, -100]
-    assert found['colours'][:, 0].tolist() == [-1, -1, 0, -1]
     assert found['shares'][:, 0].tolist() == [1, 0, 1, 0]
+
+
+def test_a_colour_is_as_told_or_else_as_its_pixels(tmp_path: Path) -> None:
+    found = item(tmp_path, [[1, 0], [2, UNKNOWN]], [('dog', None), ('cup', 'red')])['colours']
+    assert found.sum(1).tolist() == [1, 1, 1, 1]
+    assert [COLOURS[index] for index in found.argmax(1)] == ['blue', 'blue', 'red', 'blue']
+
+
+def test_padding_has_no_colour(tmp_path: Path) -> None:
+    assert item(tmp_path, [[0, 0]], [])['colours'].sum(1).tolist() == [0.5]
 
 
 def test_a_small_thing_is_named_by_one_cell(tmp_path: Path) -> None:
     fine = np.zeros((32, 32), np.uint8)
     fine[0:3, 0:3] = 1
     Image.fromarray(fine).save(tmp_path / 'map.png')
-    picture = Grounded('one', tmp_path / 'x.jpg', tmp_path / 'map.png', (('dog', None),), '')
-    found = GroundedDataset([picture], Words(['cup', 'dog'], [], []), Blank(), 2, 'pad')[0]  # type: ignore[arg-type]
+    Image.new('RGB', (32, 32), BLUE).save(tmp_path / 'x.png')
+    picture = Grounded('one', tmp_path / 'x.png', tmp_path / 'map.png', (('dog', None),), '')
+    found = GroundedDataset([picture], Words(['cup', 'dog'], []), Blank(), 2, 'pad')[0]  # type: ignore[arg-type]
     assert found['labels'].tolist() == [2, 0, 0, 0]
 
 
@@ -72,7 +86,6 @@ def test_the_words_are_in_one_order() -> None:
 
     words = words_of([picture(('dog', None), ('cup', 'red'), place='sea'), picture(('cup', 'blue'))])
     assert words.nouns == ('background', 'cup', 'dog')
-    assert words.colours == ('blue', 'red')
     assert words.places == ('sea',)
 
 

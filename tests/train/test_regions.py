@@ -17,8 +17,9 @@ from mobilevlm_ros.train.regions import UNKNOWN, Grounded, cells_of, read_ground
 
 def picture(folder: Path, regions: np.ndarray, n_things: int = 1) -> Grounded:
     Image.fromarray(regions).save(folder / 'map.png')
+    Image.new('RGB', regions.shape[::-1], (250, 250, 250)).save(folder / 'white.png')
     things = tuple((f'thing {i}', None) for i in range(n_things))
-    return Grounded('one', folder / 'none.jpg', folder / 'map.png', things, '')
+    return Grounded('one', folder / 'white.png', folder / 'map.png', things, '')
 
 
 def test_a_thing_covers_the_cells_that_it_lies_on(tmp_path: Path) -> None:

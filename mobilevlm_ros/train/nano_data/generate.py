@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from mobilevlm_ros.errors import DatasetError
@@ -25,6 +26,7 @@ from mobilevlm_ros.train.nano_data.cutouts import Materials
 from mobilevlm_ros.train.nano_data.photos import Photo, photo_view
 from mobilevlm_ros.train.nano_data.questions import Asked, caption_of, describe, questions_about
 from mobilevlm_ros.train.nano_data.scenes import draw_scene
+from mobilevlm_ros.train.pixel_colours import clear_colour
 from mobilevlm_ros.train.regions import save_map
 
 __all__ = ['Plan', 'generate', 'summary']
@@ -34,6 +36,7 @@ _QUALITY = 92
 _PHOTO_SHARE = 0.5
 """Of the pictures of a split, how many are views of real photos."""
 _RARITY_OF_NOTHING = 0.1
+_FEWEST_PIXELS = 10_000
 _DESCRIBED_SHARE = 0.15
 """Of the pictures, how many are also to be described."""
 _PERSON_WEIGHT = 6
@@ -125,7 +128,8 @@ def _make(
         scene = draw_scene(materials, rng)
         image, things, regions, place, source = scene.image, scene.things, scene.regions, scene.place, 'composed'
         complete = True
-        asked = questions_about(things, vocabulary, rng, place=place, most=plan.questions)
+        background = clear_colour(np.asarray(image)[regions == 0], _FEWEST_PIXELS)
+        asked = questions_about(things, vocabulary, rng, place=place, background=background, most=plan.questions)
     caption, request = caption_of(things, place, complete=complete), describe(rng)
     if caption and rng.random() < _DESCRIBED_SHARE:
         asked.append(Asked('caption', request, caption))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ['GROUNDS', 'INDOORS', 'OUTDOORS', 'WHICH']
+__all__ = ['GENERIC', 'GROUNDS', 'INDOORS', 'OUTDOORS', 'WHICH']
 
 GROUNDS = {
     'blanket', 'building', 'carpet', 'curtain', 'desk', 'door', 'fence', 'field', 'floor', 'grass', 'leaf', 'mountain',
@@ -49,6 +49,8 @@ WHICH = {
     },
 }  # fmt: skip
 """By the word that questions use, the nouns that could answer."""
+GENERIC = ('animal', 'insect', 'fruit', 'vegetable', 'vehicle')
+"""Kinds whose word stands for a thing of it: "is there a vehicle?", "what colour is the animal?"."""
 INDOORS = {
     'bathroom', 'bedroom', 'cafe', 'classroom', 'corridor', 'dining room', 'garage', 'gym', 'home', 'hotel room',
     'kitchen', 'library', 'living room', 'meeting room', 'office', 'restaurant', 'room', 'shop', 'warehouse',

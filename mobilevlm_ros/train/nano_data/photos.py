@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageEnhance
 from mobilevlm_ros.errors import DatasetError
 from mobilevlm_ros.paths import shared_file
 from mobilevlm_ros.train.nano_data.scenes import Thing
-from mobilevlm_ros.train.nano_data.words import COLOURS
+from mobilevlm_ros.train.pixel_colours import COLOURS
 from mobilevlm_ros.train.regions import UNKNOWN
 
 __all__ = ['Labelled', 'Photo', 'View', 'load_photos', 'photo_view']

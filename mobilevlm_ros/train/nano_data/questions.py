@@ -1,7 +1,8 @@
 """Questions with exact answers about a picture whose things are known, worded as the runtime words them.
 
-Existence is balanced: as many absent things are asked about as present ones, half of them from the family of something
-that is there. Colours are asked about where a thing has one clear colour, places where it is clearly on one side.
+Existence is balanced: as many absent things are asked about as present ones, a third of them from the family of
+something that is there. Colours are asked about where a thing has one clear colour, places where it is clearly on one
+side.
 """
 
 from __future__ import annotations
@@ -9,14 +10,13 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from mobilevlm_ros.runtime.prompt import CHOICE_SUFFIX, SHORT_SUFFIX
-from mobilevlm_ros.train.nano_data.kinds import GROUNDS, INDOORS, OUTDOORS, WHICH
+from mobilevlm_ros.train.nano_data.kinds import GENERIC, GROUNDS, INDOORS, OUTDOORS, WHICH
 from mobilevlm_ros.train.nano_data.scenes import Thing
 from mobilevlm_ros.train.nano_data.words import (
-    COLOURS,
     MASS,
     PEOPLE,
     PLURAL_ONLY,
@@ -26,6 +26,7 @@ from mobilevlm_ros.train.nano_data.words import (
     joined,
     plural,
 )
+from mobilevlm_ros.train.pixel_colours import COLOURS
 
 __all__ = ['Asked', 'caption_of', 'describe', 'questions_about']
 
@@ -44,6 +45,7 @@ _NAMING = ('What is in the image?', 'What object is this?', 'What is this?', 'Wh
 _MAIN = ('What is the main object in the image?', 'What is the largest object?', 'What stands out in the image?')
 _DESCRIBE = ('Describe the image.', 'Describe what you see.', 'What does the picture show?', 'Give a short caption.')
 _CLEAR_SIDE, _MIDDLE = 0.12, 0.07
+_NEAR_SHARE = 1 / 3
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ def questions_about(
     place: str = '',
     unsure: Collection[str] = (),
     counted: bool = True,
+    background: str | None = None,
     most: int = 10,
 ) -> list[Asked]:
     """Up to ``most`` questions, in random order.
@@ -70,15 +73,19 @@ def questions_about(
     :param vocabulary: nouns that may be asked about.
     :param unsure: nouns that may be there: never asked about as absent.
     :param counted: whether ``things`` lists every thing of its kinds; if not, nothing is counted.
+    :param background: the one colour of all that is not a thing.
     """
     counts = Counter(thing.noun for thing in things)
     present = {*counts, *(('person',) if PEOPLE & set(counts) else ())}
     absent = _absent(present | set(unsure), vocabulary, max(2, len(present)), rng)
-    asked = _existence(present, absent, rng)
+    asked = _existence(present, absent, rng) + _kind_existence(present, unsure, rng)
     asked += _naming(things, counts, absent, rng)
     for thing in things:
         if counts[thing.noun] == 1:
-            asked += _colour(thing, rng) + _side(thing, rng)
+            called = _called(thing.noun, counts, rng)
+            asked += _colour(called, thing.colour, rng) + _side(called, thing, rng)
+    if background:
+        asked += _colour('background', background, rng)[:1]
     asked += _beside([thing for thing in things if counts[thing.noun] == 1], rng)
     if counted:
         asked += _counting(counts, absent, rng)
@@ -91,7 +98,7 @@ def questions_about(
     return kept
 
 
-_WEIGHTS = {'yesno': 1.6, 'naming': 2.0, 'colour': 2.0, 'scene_yesno': 0.7, 'place_yesno': 0.7, 'colour_yesno': 0.8}
+_WEIGHTS = {'yesno': 1.6, 'naming': 2.0, 'colour': 3.0, 'scene_yesno': 0.7, 'place_yesno': 0.7, 'colour_yesno': 0.8}
 """How likely a question of a kind is kept where there are too many."""
 
 
@@ -155,12 +162,12 @@ def _several(noun: str, n: int) -> str:
 
 
 def _absent(present: set[str], vocabulary: Sequence[str], n: int, rng: random.Random) -> list[str]:
-    """Nouns of nothing that is there, half of them of the same families."""
+    """Nouns of nothing that is there; with more of the same families, what was trained said no too often."""
     fitting = [noun for noun in vocabulary if not any(clash(noun, other) for other in present)]
     near = [noun for noun in fitting if any(noun in family(other) for other in present)]
     chosen: list[str] = []
-    for index in range(n):
-        pool = [noun for noun in (near if index % 2 == 0 and near else fitting) if noun not in chosen]
+    for _ in range(n):
+        pool = [noun for noun in (near if near and rng.random() < _NEAR_SHARE else fitting) if noun not in chosen]
         if pool:
             chosen.append(rng.choice(pool))
     return chosen
@@ -178,8 +185,27 @@ def _existence(present: set[str], absent: list[str], rng: random.Random) -> list
     there = sorted(present)
     rng.shuffle(there)
     n = min(len(there), len(absent), 3) if there else 1
-    # The first absent noun is a near one; a picture without anything has only absent ones.
+    # A picture without anything has only absent ones.
     return [ask(noun, 'Yes') for noun in there[:n]] + [ask(noun, 'No') for noun in absent[:n]]
+
+
+def _kind_existence(present: set[str], unsure: Collection[str], rng: random.Random) -> list[Asked]:
+    """Whether there is anything of a kind; one that is, and one that surely is not."""
+    there = [kind for kind in GENERIC if WHICH[kind] & present]
+    gone = [
+        kind for kind in GENERIC if not any(clash(noun, other) for noun in WHICH[kind] for other in (*present, *unsure))
+    ]
+    asked = []
+    for kinds, answer in ((there, 'Yes'), (gone, 'No')):
+        if kinds and there and rng.random() < 0.4:
+            asked.append(_short('yesno', rng.choice(_EXISTS).format(article(rng.choice(kinds))), answer))
+    return asked
+
+
+def _called(noun: str, counts: Collection[str], rng: random.Random) -> str:
+    """The noun, or sometimes the kind that it alone is of."""
+    kinds = [kind for kind in GENERIC if WHICH[kind] & set(counts) == {noun}]
+    return rng.choice(kinds) if kinds and rng.random() < 0.2 else noun
 
 
 def _naming(things: Sequence[Thing], counts: Counter[str], absent: list[str], rng: random.Random) -> list[Asked]:
@@ -207,14 +233,20 @@ def _naming(things: Sequence[Thing], counts: Counter[str], absent: list[str], rn
     return asked
 
 
-def _which(counts: Collection[str], rng: random.Random) -> list[Asked]:
-    """The kind is named in the question, and there is one of it."""
+def _which(counts: Mapping[str, int], rng: random.Random) -> list[Asked]:
+    """The kind is named in the question, and there is one of it, or several of one noun."""
     asked = []
     for kind, nouns in WHICH.items():
         there = nouns & set(counts)
-        if len(there) == 1 and rng.random() < 0.6:
+        if len(there) != 1 or rng.random() >= 0.6:
+            continue
+        noun = there.pop()
+        if counts[noun] > 1 and kind in GENERIC:
+            wording = rng.choice(('Which {} are these?', 'What {} do you see?', 'What {} are in the picture?'))
+            asked.append(_short('naming', wording.format(plural(kind)), plural(noun)))
+        else:
             wording = rng.choice(('Which {} is this?', 'Which {} is in the picture?', 'What {} do you see?'))
-            asked.append(_short('naming', wording.format(kind), there.pop()))
+            asked.append(_short('naming', wording.format(kind), noun))
     return asked
 
 
@@ -249,43 +281,43 @@ def _beside(things: Sequence[Thing], rng: random.Random) -> list[Asked]:
     return [_choice('place', question, ['left', 'right'], 'left' if one.x < other.x else 'right', rng)]
 
 
-def _colour(thing: Thing, rng: random.Random) -> list[Asked]:
-    if thing.colour is None:
+def _colour(noun: str, colour: str | None, rng: random.Random) -> list[Asked]:
+    if colour is None:
         return []
-    verb = 'are' if thing.noun in PLURAL_ONLY else 'is'
+    verb = 'are' if noun in PLURAL_ONLY else 'is'
     spelt = rng.choice(('color', 'colour'))
-    other = rng.choice([colour for colour in COLOURS if colour != thing.colour])
-    first = rng.choice((f'What {spelt} {verb} the {thing.noun}?', f'What is the {spelt} of the {thing.noun}?'))
+    other = rng.choice([one for one in COLOURS if one != colour])
+    first = rng.choice((f'What {spelt} {verb} the {noun}?', f'What is the {spelt} of the {noun}?'))
     roll = rng.random()
     if roll < 0.6:
-        named, answer = (thing.colour, 'Yes') if roll < 0.3 else (other, 'No')
-        second = _short('colour_yesno', f'{verb.capitalize()} the {thing.noun} {named}?', answer)
+        named, answer = (colour, 'Yes') if roll < 0.3 else (other, 'No')
+        second = _short('colour_yesno', f'{verb.capitalize()} the {noun} {named}?', answer)
     else:
-        second = _choice('choice', f'What {spelt} {verb} the {thing.noun}?', [thing.colour, other], thing.colour, rng)
-    return [_short('colour', first, thing.colour), second]
+        second = _choice('choice', f'What {spelt} {verb} the {noun}?', [colour, other], colour, rng)
+    return [_short('colour', first, colour), second]
 
 
-def _side(thing: Thing, rng: random.Random) -> list[Asked]:
-    verb = 'are' if thing.noun in PLURAL_ONLY else 'is'
+def _side(noun: str, thing: Thing, rng: random.Random) -> list[Asked]:
+    verb = 'are' if noun in PLURAL_ONLY else 'is'
     column, asked = _column(thing), []
     if column in ('left', 'right'):
         wrong = 'right' if column == 'left' else 'left'
         roll = rng.random()
         if roll < 0.4:
-            asked.append(_short('place', f'{verb.capitalize()} the {thing.noun} on the left or the right?', column))
+            asked.append(_short('place', f'{verb.capitalize()} the {noun} on the left or the right?', column))
         elif roll < 0.6:
-            question = f'On which side of the picture {verb} the {thing.noun}?'
+            question = f'On which side of the picture {verb} the {noun}?'
             asked.append(_choice('place', question, ['left', 'right'], column, rng))
         else:
             named = rng.choice((column, wrong))
-            question = f'{verb.capitalize()} the {thing.noun} on the {named}?'
+            question = f'{verb.capitalize()} the {noun} on the {named}?'
             asked.append(_short('place_yesno', question, 'Yes' if named == column else 'No'))
     if column and rng.random() < 0.6:
-        question = f'Where {verb} the {thing.noun}?'
+        question = f'Where {verb} the {noun}?'
         asked.append(_choice('place', question, ['left', 'middle', 'right'], column, rng))
     if abs(thing.y - 0.5) > 0.16 and rng.random() < 0.5:
         answer = 'top' if thing.y < 0.5 else 'bottom'
-        asked.append(_short('place', f'{verb.capitalize()} the {thing.noun} at the top or the bottom?', answer))
+        asked.append(_short('place', f'{verb.capitalize()} the {noun} at the top or the bottom?', answer))
     return asked
 
 

@@ -12,7 +12,8 @@ from PIL import Image, ImageFilter
 
 from mobilevlm_ros.train.nano_data.colours import tinted
 from mobilevlm_ros.train.nano_data.cutouts import Cutout, Materials
-from mobilevlm_ros.train.nano_data.words import COLOURS, HEIGHTS_M
+from mobilevlm_ros.train.nano_data.words import HEIGHTS_M
+from mobilevlm_ros.train.pixel_colours import COLOURS
 
 __all__ = ['Scene', 'Thing', 'draw_scene']
 

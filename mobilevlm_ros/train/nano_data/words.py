@@ -10,7 +10,6 @@ import re
 from functools import lru_cache
 
 __all__ = [
-    'COLOURS',
     'HEIGHTS_M',
     'MASS',
     'PEOPLE',
@@ -23,7 +22,6 @@ __all__ = [
     'plural',
 ]
 
-COLOURS = ('red', 'orange', 'yellow', 'green', 'blue', 'purple', 'pink', 'brown', 'black', 'white', 'gray')
 PEOPLE = frozenset(('man', 'woman', 'boy', 'girl', 'person', 'child', 'baby'))
 PLURAL_ONLY = frozenset(
     ('scissors', 'pants', 'shoes', 'cherries', 'grapes', 'glasses', 'sunglasses', 'headphones', 'leaves', 'jeans')
