@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,8 +14,11 @@ import pytest
 import tiny_models
 from numpy.typing import NDArray
 
+from mobilevlm_ros.runtime.assistant import Assistant
+from mobilevlm_ros.runtime.bundle import DESCRIPTION
 from mobilevlm_ros.runtime.language import EmbeddingSegment, LanguageOptions
 from mobilevlm_ros.runtime.language.llamacpp import LlamaCppEngine
+from mobilevlm_ros.runtime.loading import load_assistant_from
 
 EngineMaker = Callable[..., LlamaCppEngine]
 
@@ -64,3 +69,20 @@ def image_segment() -> Callable[..., EmbeddingSegment]:
         return EmbeddingSegment(f'image {number}', n_positions, rows)
 
     return make
+
+
+@pytest.fixture
+def load(tiny_bundle: Path, tmp_path: Path) -> Iterator[Callable[[Any], Assistant]]:
+    """Loads the tiny bundle with another section ``answers``; None: with none."""
+    opened: list[Assistant] = []
+
+    def load(answers: Any) -> Assistant:
+        path = Path(shutil.copytree(tiny_bundle, tmp_path / 'bundle', dirs_exist_ok=True))
+        description = json.loads((path / DESCRIPTION).read_text())
+        (path / DESCRIPTION).write_text(json.dumps(description | ({} if answers is None else {'answers': answers})))
+        opened.append(load_assistant_from(path))
+        return opened[-1]
+
+    yield load
+    for assistant in opened:
+        assistant.close()

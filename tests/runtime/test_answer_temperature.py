@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +14,7 @@ from hypothesis import strategies as st
 from mobilevlm_ros.errors import BundleIncompleteError
 from mobilevlm_ros.runtime.asking import AssistantSettings
 from mobilevlm_ros.runtime.assistant import Assistant
-from mobilevlm_ros.runtime.bundle import DESCRIPTION, open_bundle
-from mobilevlm_ros.runtime.loading import load_assistant_from
+from mobilevlm_ros.runtime.bundle import open_bundle
 from mobilevlm_ros.runtime.options import OptionScores
 from mobilevlm_ros.types import AnswerFormat, Frame, Question, ResultCode
 
@@ -27,23 +24,6 @@ CHOICE = Question('what is it', AnswerFormat.CHOICE, ('red car', 'table'))
 ANY = AssistantSettings(min_confidence=0.0)
 
 Load = Callable[[Any], Assistant]
-
-
-@pytest.fixture
-def load(tiny_bundle: Path, tmp_path: Path) -> Iterator[Load]:
-    """Loads the tiny bundle with a section ``answers``."""
-    opened: list[Assistant] = []
-
-    def load(answers: Any) -> Assistant:
-        path = Path(shutil.copytree(tiny_bundle, tmp_path / 'bundle', dirs_exist_ok=True))
-        description = json.loads((path / DESCRIPTION).read_text())
-        (path / DESCRIPTION).write_text(json.dumps(description | {'answers': answers}))
-        opened.append(load_assistant_from(path))
-        return opened[-1]
-
-    yield load
-    for assistant in opened:
-        assistant.close()
 
 
 @given(st.lists(st.floats(0.001, 1.0), min_size=2, max_size=6), st.floats(0.1, 10.0))

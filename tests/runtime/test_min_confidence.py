@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +12,7 @@ import pytest
 from mobilevlm_ros.errors import BundleIncompleteError
 from mobilevlm_ros.runtime.asking import Asked, AssistantSettings
 from mobilevlm_ros.runtime.assistant import Assistant
-from mobilevlm_ros.runtime.bundle import DESCRIPTION, open_bundle
-from mobilevlm_ros.runtime.loading import load_assistant_from
+from mobilevlm_ros.runtime.bundle import open_bundle
 from mobilevlm_ros.runtime.options import OptionScores, OptionTree
 from mobilevlm_ros.types import Answer, AnswerFormat, Frame, Question, ResultCode
 
@@ -24,23 +21,6 @@ YES_NO = Question('is the car red', AnswerFormat.YES_NO)
 CHOICE = Question('what is it', AnswerFormat.CHOICE, ('red car', 'table'))
 
 Load = Callable[[Any], Assistant]
-
-
-@pytest.fixture
-def load(tiny_bundle: Path, tmp_path: Path) -> Iterator[Load]:
-    """Loads the tiny bundle with another section ``answers``; None: with none."""
-    opened: list[Assistant] = []
-
-    def load(answers: Any) -> Assistant:
-        path = Path(shutil.copytree(tiny_bundle, tmp_path / 'bundle', dirs_exist_ok=True))
-        description = json.loads((path / DESCRIPTION).read_text())
-        (path / DESCRIPTION).write_text(json.dumps(description | ({} if answers is None else {'answers': answers})))
-        opened.append(load_assistant_from(path))
-        return opened[-1]
-
-    yield load
-    for assistant in opened:
-        assistant.close()
 
 
 def ask(assistant: Assistant, question: Question, limit: float | None = None) -> Answer:
