@@ -17,7 +17,7 @@ from mobilevlm_ros.errors import SettingsError
 from mobilevlm_ros.evaluate.answerer import Answerer, BundleAnswerer
 from mobilevlm_ros.evaluate.plan import Plan
 from mobilevlm_ros.evaluate.questions import file_hash, read_questions
-from mobilevlm_ros.evaluate.realtime import RealtimeSettings, run_realtime
+from mobilevlm_ros.evaluate.realtime import RealtimeSettings, check_unplayed, run_realtime
 from mobilevlm_ros.evaluate.record import RunRecord
 from mobilevlm_ros.evaluate.report import write_report
 from mobilevlm_ros.evaluate.runner import run_offline
@@ -80,6 +80,8 @@ def run_bag(options: argparse.Namespace) -> int:
             print(write_template(bag, options.out, every_s=options.every, clock=options.stamp))
             return 0
         plan = Plan(bag, read_questions(options.questions), options.stamp)
+        if options.realtime:
+            check_unplayed(options.out)
         answerer, described = _answerer(options)
         with closing(answerer):
             _run(options, bag, plan, answerer, described, console)

@@ -26,7 +26,7 @@ from mobilevlm_ros.evaluate.answerer import Reply
 from mobilevlm_ros.evaluate.plan import Plan
 from mobilevlm_ros.evaluate.questions import BagQuestion
 from mobilevlm_ros.evaluate.record import RunRecord
-from mobilevlm_ros.evaluate.results import ResultsWriter
+from mobilevlm_ros.evaluate.results import RESULTS, ResultsWriter, read_results
 from mobilevlm_ros.evaluate.rows import FIRST_FAILURE, Pictures, row_of
 from mobilevlm_ros.evaluate.runner import OnProgress, decoded
 from mobilevlm_ros.runtime.ahead import AheadEncoder, AheadSettings
@@ -36,7 +36,7 @@ from mobilevlm_ros.runtime.loading import warm_up
 from mobilevlm_ros.runtime.worker import Job, QuestionWorker, refusal
 from mobilevlm_ros.types import Answer, Frame, ResultCode
 
-__all__ = ['RealtimeSettings', 'run_realtime']
+__all__ = ['RealtimeSettings', 'check_unplayed', 'run_realtime']
 
 _REMEMBERED_FRAMES = 64
 _LONGEST_WAIT_S = 0.05
@@ -100,6 +100,18 @@ class _Asked:
     done_s: float = 0.0
 
 
+def check_unplayed(out: Path) -> None:
+    """That a play can be recorded in a folder; costs nothing, so ask before a model is loaded.
+
+    :raise EvaluationError: if there are answers already: half a play cannot be gone on with.
+    """
+    n_rows = sum(1 for _ in read_results(out)) if (out / RESULTS).exists() else 0
+    if n_rows:
+        raise EvaluationError(
+            f'{out} holds {n_rows} answers; what was played in real time cannot go on in the middle: give another --out'
+        )
+
+
 def run_realtime(
     bag: Bag,
     plan: Plan,
@@ -112,17 +124,13 @@ def run_realtime(
 ) -> None:
     """Play the whole bag once; takes as long as it was recorded, and to the last answer.
 
-    :raise EvaluationError: if there are answers in the folder already: half a play cannot be gone on with.
+    :raise EvaluationError: see ``check_unplayed``.
     :raise BagError: if the bag is damaged, or a question has no frame.
     :raise DiskSpaceError: if the disk is full; what was answered is kept.
     """
+    check_unplayed(out)
     n_expected = record.fields['n_expected'] = sum(plan.count().values())
     with ResultsWriter(out) as results:
-        if results.n_rows:
-            raise EvaluationError(
-                f'{out} holds {results.n_rows} answers; what was played in real time cannot go on in the middle: '
-                'give another --out'
-            )
         player = _Player(bag, plan, assistant, out, settings)
 
         def write(row: dict[str, Any]) -> None:

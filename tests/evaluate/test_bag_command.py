@@ -109,6 +109,8 @@ def test_a_play_cannot_go_on_and_says_so(tmp_path: Path, tiny_bundle: Path, caps
     before = (tmp_path / 'out' / 'results.jsonl').read_bytes()
     assert asked(tmp_path, tiny_bundle, '--realtime') == 2
     assert 'cannot go on in the middle: give another --out' in ' '.join(capsys.readouterr().err.split())
+    assert asked(tmp_path, tmp_path / 'no bundle', '--realtime') == 2
+    assert 'cannot go on in the middle' in ' '.join(capsys.readouterr().err.split()), 'before a model is loaded'
     assert asked(tmp_path, tiny_bundle) == 2
     assert 'another way of asking' in ' '.join(capsys.readouterr().err.split())
     assert (tmp_path / 'out' / 'results.jsonl').read_bytes() == before

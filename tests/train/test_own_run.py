@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import shutil
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,7 @@ from mobilevlm_ros.cli import main
 from mobilevlm_ros.runtime.bundle import open_bundle
 from mobilevlm_ros.runtime.images import read_image
 from mobilevlm_ros.runtime.loading import load_assistant_from
+from mobilevlm_ros.train import own_run
 from mobilevlm_ros.types import AnswerFormat, Frame, Question
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -135,6 +140,32 @@ def test_a_run_is_not_begun_twice_and_resumed_only_with_the_same_labels(
     assert own(home, *again, '--resume') == 0
     assert report(trained) == before
     assert capsys.readouterr().out.splitlines()[-1] == str(trained / 'bundle')
+
+
+def test_a_run_that_was_stopped_goes_on(
+    home: Path, trained: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the same answers, with the same confidence, as the run that nobody stopped."""
+    real, looks = own_run.run_stage, itertools.count(1)
+
+    def run(*arguments: Any, asked_to_stop: Callable[[], bool], **options: Any) -> Any:
+        def look() -> bool:
+            if next(looks) == 30:
+                os.kill(os.getpid(), signal.SIGINT)
+            return asked_to_stop()
+
+        return real(*arguments, asked_to_stop=look, **options)
+
+    again = ['--bundle', str(home / 'bundle'), '--set', *SET]
+    monkeypatch.setattr(own_run, 'run_stage', run)
+    assert own(home, *again, out='stopped') == 130
+    said = capfd.readouterr().err
+    assert 'go on with the same command and --resume' in said and 'mobilevlm train lora' not in said
+    assert not (home / 'stopped' / 'bundle').exists() and not (home / 'stopped' / 'report.json').exists()
+
+    monkeypatch.setattr(own_run, 'run_stage', real)
+    assert own(home, *again, '--resume', out='stopped') == 0
+    assert report(home / 'stopped')['report'] == report(trained)['report']
 
 
 def test_training_goes_on_from_the_adapter_of_a_bundle(home: Path, trained: Path, capsys: Capture) -> None:
