@@ -27,7 +27,7 @@ from mobilevlm_ros.model.published_config import read_clip_config
 from mobilevlm_ros.model.random_weights import RandomWeights
 from mobilevlm_ros.model.tensor_files import open_weights
 from mobilevlm_ros.runtime.prompt import TEMPLATES
-from mobilevlm_ros.train.config import DataConfig, TrainConfig
+from mobilevlm_ros.train.config import TrainConfig
 
 __all__ = ['StartingPoint', 'open_start']
 
@@ -84,18 +84,19 @@ def open_start(config: TrainConfig, files: ExitStack) -> StartingPoint:
         checkpoint = files.enter_context(open_checkpoint(_folder(config.model.base), kind='llm'))
         start = StartingPoint(checkpoint.config, checkpoint.tensors, checkpoint.tokenizer, str(checkpoint.path))
     taught = replace(start.config, aspect=config.data.aspect) if start.config.vision else start.config
-    return replace(start, config=_with_conversation(taught, config.data, start.origin))
+    return replace(start, config=_with_conversation(taught, config, start.origin))
 
 
-def _with_conversation(model: ModelConfig, data: DataConfig, origin: str) -> ModelConfig:
+def _with_conversation(model: ModelConfig, config: TrainConfig, origin: str) -> ModelConfig:
     """The model with the conversation that it will have been taught.
 
-    A base that names none learns that of the data; captions and packed text teach none, and a robot asks in none of
-    Alpaca's.
+    A base that names none learns that of the data; captions, packed text and maps of regions teach none, and a robot
+    asks in none of Alpaca's.
 
     :raise SettingsError: if it was taught another one.
     """
-    if data.records is None or data.template not in TEMPLATES or data.template == 'plain':
+    data = config.data
+    if config.stage == 'ground' or data.records is None or data.template not in TEMPLATES or data.template == 'plain':
         return model
     if names_conversation(model) and (model.template, model.system) != (data.template, data.system):
         raise SettingsError(
