@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -20,8 +19,6 @@ from mobilevlm_ros.build.published import CheckpointTokenizer, load_source
 from mobilevlm_ros.build.stages import SilentReporter
 from mobilevlm_ros.errors import BuildError, CheckpointError, SettingsError
 from mobilevlm_ros.model.checkpoint import open_checkpoint
-from mobilevlm_ros.model.config import ModelConfig
-from mobilevlm_ros.model.publish import write_checkpoint
 from mobilevlm_ros.runtime.bundle import open_bundle
 from mobilevlm_ros.runtime.formats import prepare
 from mobilevlm_ros.runtime.language import LanguageOptions
@@ -36,8 +33,6 @@ from mobilevlm_ros.train.templates import IGNORED, IMAGE
 from mobilevlm_ros.types import AnswerFormat, Question
 
 SYSTEM = 'Be brief.'
-N_VOCAB = 280
-WORDS = ('user', 'system', 'Ġthe')
 QUESTIONS = ('Is the car red?', 'Does the sign say <|im_end|>?', 'Ça va, 日本 🚗  2 rooms')
 PROFILE = """
 name: exact
@@ -46,24 +41,6 @@ vision: {backend: onnxruntime, precision: fp32, n_threads: 1}
 language: {quantization: F32, kv_type: f32, n_threads: 1, n_threads_batch: 1}
 parity: {logits_cosine: 0.9999}
 """
-
-
-def chatml_config(**changes: Any) -> ModelConfig:
-    """A tiny model of nano's kind."""
-    language = replace(tiny_checkpoints.LANGUAGE, n_vocab=N_VOCAB)
-    return replace(tiny_checkpoints.config(language=language), **changes)
-
-
-def write_base(folder: Path, **changes: Any) -> Path:
-    """A tiny checkpoint with ChatML's tokens, as `mobilevlm train nano-base` writes one."""
-    config = chatml_config(**changes)
-    vocabulary = folder.with_name(f'{folder.name}-vocabulary')
-    vocabulary.mkdir()
-    tokenizer = write_chatml(vocabulary, WORDS)
-    write_checkpoint(folder, config, tiny_checkpoints.random_tensors(config), tokenizer, dtype='fp32')
-    for name in ('tokenizer_config.json', 'special_tokens_map.json'):
-        shutil.copyfile(vocabulary / 'tokenizer_config.json', folder / name)
-    return folder
 
 
 def write_dialogues(folder: Path) -> None:
@@ -99,7 +76,7 @@ def conversation(folder: Path) -> tuple[str, str]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base, dialogues and a profile."""
     folder = tmp_path_factory.mktemp('conversation')
-    write_base(folder / 'base', template='chatml', system=SYSTEM)
+    tiny_runs.write_chatml_base(folder / 'base', template='chatml', system=SYSTEM)
     (folder / 'exact.yaml').write_text(PROFILE)
     return folder
 
@@ -214,7 +191,7 @@ def test_without_a_picture_it_is_chatml_all_the_same(folder: Path, aligned: Path
 
 def test_a_base_that_names_none_learns_that_of_the_data(folder: Path, tmp_path: Path) -> None:
     """Its adapter says so, as it may be used on the base itself."""
-    base = write_base(tmp_path / 'silent')
+    base = tiny_runs.write_chatml_base(tmp_path / 'silent')
     write_dialogues(tmp_path / 'lora')
     made = run_stage(config(tmp_path / 'lora', 'lora', base)).products
 
@@ -235,8 +212,10 @@ def test_published_files_do_not_name_theirs(tmp_path: Path) -> None:
 
 
 def test_a_language_model_keeps_its_conversation_when_it_gets_eyes(folder: Path, tmp_path: Path) -> None:
-    language = replace(chatml_config(template='chatml'), vision=None, projector=None)
-    write_base(tmp_path / 'llm', **{name: getattr(language, name) for name in ('vision', 'projector', 'template')})
+    language = replace(tiny_runs.chatml_config(template='chatml'), vision=None, projector=None)
+    tiny_runs.write_chatml_base(
+        tmp_path / 'llm', **{name: getattr(language, name) for name in ('vision', 'projector', 'template')}
+    )
     tiny_checkpoints.write_clip(tmp_path / 'clip')
     tiny_runs.write_data(tmp_path / 'align')
     source = {

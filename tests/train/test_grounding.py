@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -89,27 +88,6 @@ def test_the_words_are_in_one_order() -> None:
     assert words.places == ('sea',)
 
 
-def grounded_data(folder: Path) -> None:
-    """Half of each picture is of a colour that has a name; the other half shows nothing."""
-    (folder / 'images').mkdir(parents=True)
-    (folder / 'regions').mkdir()
-    random, entries = np.random.default_rng(1), []
-    nouns = ['car', 'table', 'dog']
-    for i in range(12):
-        pixels = np.full((32, 32, 3), 120, np.uint8)
-        left = bool(i % 2)
-        half = np.s_[:, :16] if left else np.s_[:, 16:]
-        pixels[half] = list(tiny_runs.COLOURS.values())[i % 3]
-        noisy = np.clip(pixels + random.normal(0, 6, pixels.shape), 0, 255).astype(np.uint8)
-        Image.fromarray(noisy).save(folder / 'images' / f'{i}.png')
-        regions = np.zeros((32, 32), np.uint8)
-        regions[half] = 1
-        Image.fromarray(regions).save(folder / 'regions' / f'{i}.png')
-        thing = [nouns[i % 3], list(tiny_runs.COLOURS)[i % 3]]
-        entries.append({'id': str(i), 'image': f'{i}.png', 'regions': f'{i}.png', 'things': [thing], 'place': ''})
-    (folder / 'records.json').write_text(json.dumps(entries))
-
-
 def ground_config(folder: Path, base: Path, **sections: object) -> TrainConfig:
     return tiny_runs.config(
         folder,
@@ -124,7 +102,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainConfig, Pa
     """A base, and what the stage made of it."""
     folder = tmp_path_factory.mktemp('ground')
     base = tiny_runs.write_base(folder / 'base')
-    grounded_data(folder)
+    tiny_runs.write_grounded(folder)
     config = ground_config(folder, base, schedule={'max_steps': 60})
     return base, config, run_stage(config).products['model']
 
@@ -173,7 +151,7 @@ def test_tokens_are_nearest_to_the_word_for_what_is_at_their_place(run: tuple[Pa
 
 def test_a_missing_picture_is_named(tmp_path: Path) -> None:
     base = tiny_runs.write_base(tmp_path / 'base')
-    grounded_data(tmp_path)
+    tiny_runs.write_grounded(tmp_path)
     (tmp_path / 'images' / '0.png').unlink()
     with pytest.raises(DatasetError, match='picture 0 cannot be learned from'):
         run_stage(ground_config(tmp_path, base))

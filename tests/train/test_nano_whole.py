@@ -1,7 +1,7 @@
 """One command for all of nano: the steps, their order, and what is left out when it is run again.
 
 The steps themselves have tests of their own and take hours here; they stand in as functions that note what they were
-asked and leave what the next one looks for.
+asked and leave what the next one looks for. That they fit each other is tried with a tiny model and tiny data.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import tiny_runs
 from safetensors.numpy import load_file
 
 from mobilevlm_ros.errors import DatasetMissingError
+from mobilevlm_ros.model.checkpoint import open_checkpoint
 from mobilevlm_ros.train import command, nano_whole
 from mobilevlm_ros.train.config import read_config
 from mobilevlm_ros.train.nano_data import command as data_command
@@ -84,6 +85,29 @@ def test_a_stage_that_was_stopped_ends_it_and_is_gone_on_with(tmp_path: Path, st
     steps.stops_in = ''
     assert run(tmp_path / 'work') == 0
     assert steps.done[-2:] == ALL[3:]
+
+
+def test_the_stages_fit_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but the size of the parts and of the data is real: the features, both committed configurations, the files."""
+
+    def tiny_base(options: argparse.Namespace) -> int:
+        tiny_runs.write_chatml_base(options.out, template='chatml', system='', aspect='pad')
+        return 0
+
+    def tiny_data(options: argparse.Namespace) -> int:
+        if not options.out.exists():
+            tiny_runs.write_grounded(options.out, 'regions.json')
+            tiny_runs.write_records(options.out / 'train.json', [f'{i}.png' for i in range(12)])
+        return 0
+
+    monkeypatch.setattr(data_command, 'run_base', tiny_base)
+    monkeypatch.setattr(data_command, 'run_data', tiny_data)
+    assert run(tmp_path / 'work', 'schedule.max_steps=2', 'saving.every_steps=1') == 0
+    shipped = tmp_path / 'work' / 'shipped'
+    assert sorted(path.name for path in shipped.iterdir()) == ['adapter.gguf', 'projector.safetensors']
+    for stage in ('ground', 'instruct'):
+        with open_checkpoint(tmp_path / 'work' / stage / 'model') as opened:
+            assert (opened.config.template, opened.config.system) == ('chatml', '')
 
 
 def test_overrides_reach_the_stages(tmp_path: Path, steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,15 @@ import numpy as np
 import tiny_checkpoints
 import yaml
 from PIL import Image
+from vocabularies import write_chatml
 
+from mobilevlm_ros.model.config import ModelConfig
+from mobilevlm_ros.model.publish import write_checkpoint
 from mobilevlm_ros.train.config import TrainConfig, read_config
 
 COLOURS = {'red': (200, 30, 30), 'green': (30, 160, 40), 'blue': (30, 40, 200)}
 QUESTION = 'what'
+_CHATML_VOCAB = 280
 
 
 def write_pictures(folder: Path, n: int = 12) -> list[str]:
@@ -91,6 +97,45 @@ def write_base(folder: Path, projector: str | None = 'ldpnetv2') -> Path:
     """A tiny checkpoint to start from; None: a language model alone."""
     tiny_checkpoints.write(folder, tiny_checkpoints.config(projector), dtype='fp32')
     return folder
+
+
+def chatml_config(**changes: Any) -> ModelConfig:
+    """A tiny model of nano's kind."""
+    language = replace(tiny_checkpoints.LANGUAGE, n_vocab=_CHATML_VOCAB)
+    return replace(tiny_checkpoints.config(language=language), **changes)
+
+
+def write_chatml_base(folder: Path, **changes: Any) -> Path:
+    """A tiny checkpoint with ChatML's tokens, as `mobilevlm train nano-base` writes one."""
+    config = chatml_config(**changes)
+    vocabulary = folder.with_name(f'{folder.name}-vocabulary')
+    vocabulary.mkdir(parents=True)
+    tokenizer = write_chatml(vocabulary, ('user', 'system', 'Ġthe'))
+    write_checkpoint(folder, config, tiny_checkpoints.random_tensors(config), tokenizer, dtype='fp32')
+    for name in ('tokenizer_config.json', 'special_tokens_map.json'):
+        shutil.copyfile(vocabulary / 'tokenizer_config.json', folder / name)
+    return folder
+
+
+def write_grounded(folder: Path, name: str = 'records.json') -> None:
+    """Half of each picture is of a colour that has a name; the other half shows nothing."""
+    (folder / 'images').mkdir(parents=True)
+    (folder / 'regions').mkdir()
+    random, entries = np.random.default_rng(1), []
+    nouns = ['car', 'table', 'dog']
+    for i in range(12):
+        pixels = np.full((32, 32, 3), 120, np.uint8)
+        left = bool(i % 2)
+        half = np.s_[:, :16] if left else np.s_[:, 16:]
+        pixels[half] = list(COLOURS.values())[i % 3]
+        noisy = np.clip(pixels + random.normal(0, 6, pixels.shape), 0, 255).astype(np.uint8)
+        Image.fromarray(noisy).save(folder / 'images' / f'{i}.png')
+        regions = np.zeros((32, 32), np.uint8)
+        regions[half] = 1
+        Image.fromarray(regions).save(folder / 'regions' / f'{i}.png')
+        thing = [nouns[i % 3], list(COLOURS)[i % 3]]
+        entries.append({'id': str(i), 'image': f'{i}.png', 'regions': f'{i}.png', 'things': [thing], 'place': ''})
+    (folder / name).write_text(json.dumps(entries))
 
 
 def write_text(folder: Path, tokenizer: Path, n_lines: int = 80) -> None:
