@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from mobilevlm_ros.train.grounding import GroundedDataset, Words, collate_ground
 from mobilevlm_ros.train.packed import PackedDataset, Source
 from mobilevlm_ros.train.pixel_colours import COLOURS
 from mobilevlm_ros.train.records import Records, read_records
-from mobilevlm_ros.train.regions import read_grounded
+from mobilevlm_ros.train.regions import Grounded, read_grounded
 from mobilevlm_ros.train.sampler import ModalityLengthSampler
 from mobilevlm_ros.train.shards import TokenShards
 from mobilevlm_ros.train.starting import StartingPoint
@@ -35,6 +36,7 @@ from mobilevlm_ros.train.trainer import Feed
 __all__ = ['ShuffledSampler', 'Supply', 'check_places', 'open_supply']
 
 _MEASURED_SAMPLES = 64
+_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -143,8 +145,20 @@ def _grounded(config: TrainConfig, start: StartingPoint) -> Supply:
     n = len(pictures)
     known = [int((dataset[i]['labels'] != IGNORED_LABEL).sum()) for i in range(0, n, -(-n // _MEASURED_SAMPLES))]
     note = f'{len(words.nouns) - 1} nouns, {len(COLOURS)} colours and {len(words.places)} places are told'
+    note += _strange(pictures)
     lengths = [(n_tokens, one) for one in known]
     return Supply(feed, ShuffledSampler(n, config.schedule.seed), n, lengths, note, words)
+
+
+def _strange(pictures: Sequence[Grounded]) -> str:
+    """Which told colours are none; their things are of the colours of their pixels."""
+    told = Counter(colour for picture in pictures for _, colour in picture.things if colour is not None)
+    strange = sorted(told.keys() - set(COLOURS))
+    if not strange:
+        return ''
+    named = ', '.join(repr(colour) for colour in strange[:_NAMED]) + (', ...' if len(strange) > _NAMED else '')
+    n = sum(told[colour] for colour in strange)
+    return f'; {n} things are told a colour that is none of {", ".join(COLOURS)} ({named}): their pixels say it instead'
 
 
 def _read(data: DataConfig) -> Records:

@@ -172,10 +172,11 @@ def _trainee(config: TrainConfig, start: StartingPoint, words: Words | None) -> 
             load_adapter(model, config.lora, config.model.adapter)
     cached = config.data.features is not None
     disturbance = Disturbance(config.data.feature_noise, config.data.feature_dropout)
-    trainee = Trainee(model, cached=cached, disturbance=disturbance)
-    if words is not None:
-        tokenizer = open_tokenizer(start.tokenizer)
-        trainee = GroundedTrainee(model, words, tokenizer, cached=cached, disturbance=disturbance)
+    trainee = (  # one and no more: each hooks itself to the tower
+        Trainee(model, cached=cached, disturbance=disturbance)
+        if words is None
+        else GroundedTrainee(model, words, open_tokenizer(start.tokenizer), cached=cached, disturbance=disturbance)
+    )
     if not any(True for _ in trainee.trained()):
         raise TrainingError(f'nothing learns in stage {config.stage}')
     return trainee

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import tiny_runs
 import torch
 from PIL import Image
+from rich.console import Console
 from torch import Tensor
 
 from mobilevlm_ros.errors import DatasetError, SettingsError
@@ -22,6 +25,7 @@ from mobilevlm_ros.train.regions import UNKNOWN, Grounded
 from mobilevlm_ros.train.run_log import read_log
 from mobilevlm_ros.train.stage import run_stage
 from mobilevlm_ros.train.tokens import open_tokenizer
+from mobilevlm_ros.train.trainee import Disturbance
 
 BLUE = (20, 60, 200)
 
@@ -162,3 +166,30 @@ def test_it_trains_the_projector_alone(tmp_path: Path, rates: dict[str, float | 
     base = tiny_runs.write_base(tmp_path / 'base')
     with pytest.raises(SettingsError, match='ground trains the projector alone'):
         ground_config(tmp_path, base, learning_rate=rates)
+
+
+def test_its_pictures_are_disturbed_once_and_not_when_it_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without features computed before, which leave no tower to disturb twice."""
+    base = tiny_runs.write_base(tmp_path / 'base')
+    tiny_runs.write_grounded(tmp_path)
+    disturbed: list[int] = []
+    monkeypatch.setattr(Disturbance, '__call__', lambda self, features: disturbed.append(len(features)) or features)
+    data = {'template': 'v1', 'feature_noise': 0.5}
+    run_stage(ground_config(tmp_path, base, data=data, schedule={'max_steps': 3}))
+    assert disturbed == [4, 4, 4]
+
+
+def test_a_colour_that_is_none_is_said(tmp_path: Path) -> None:
+    base = tiny_runs.write_base(tmp_path / 'base')
+    tiny_runs.write_grounded(tmp_path)
+    listed = tmp_path / 'records.json'
+    pictures = json.loads(listed.read_text())
+    for picture, colour in zip(pictures, ('grey', 'beige', 'beige'), strict=False):
+        picture['things'][0][1] = colour
+    listed.write_text(json.dumps(pictures))
+    said = Console(file=io.StringIO(), width=400)
+    run_stage(ground_config(tmp_path, base, schedule={'max_steps': 1}), console=said, card_only=True)
+    assert '3 things are told a colour that is none of red, orange' in said.file.getvalue()
+    assert "('beige', 'grey'): their pixels say it instead" in said.file.getvalue()
