@@ -101,14 +101,14 @@ class _Asked:
 
 
 def check_unplayed(out: Path) -> None:
-    """That a play can be recorded in a folder; costs nothing, so ask before a model is loaded.
+    """That a play can be recorded in a folder; reads no more than its results, so ask before a model is loaded.
 
     :raise EvaluationError: if there are answers already: half a play cannot be gone on with.
     """
     n_rows = sum(1 for _ in read_results(out)) if (out / RESULTS).exists() else 0
     if n_rows:
         raise EvaluationError(
-            f'{out} holds {n_rows} answers; what was played in real time cannot go on in the middle: give another --out'
+            f'{out} holds {n_rows} answers; a play in real time cannot go on in the middle: give another --out'
         )
 
 
