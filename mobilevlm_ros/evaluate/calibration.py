@@ -10,16 +10,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mobilevlm_ros.errors import SettingsError
 from mobilevlm_ros.evaluate.intervals import share_of
-
-if TYPE_CHECKING:
-    from mobilevlm_ros.evaluate.temperature import Temperature
 
 __all__ = [
     'Bin',
@@ -79,11 +76,7 @@ class Threshold:
 
 @dataclass(frozen=True)
 class Calibration:
-    """All figures about one set of answers.
-
-    :ivar temperature: what would make their confidence believable, where that was asked; ``threshold`` is then of
-        confidences at this temperature, if it is kept.
-    """
+    """All figures about one set of answers."""
 
     n: int
     accuracy: float
@@ -92,16 +85,11 @@ class Calibration:
     brier: float
     bins: tuple[Bin, ...]
     threshold: Threshold
-    temperature: Temperature | None = None
 
     def as_record(self) -> dict[str, Any]:
         """For JSON."""
         fields = dict(vars(self))
-        return fields | {
-            'bins': [vars(one) for one in self.bins],
-            'threshold': vars(self.threshold),
-            'temperature': None if self.temperature is None else vars(self.temperature),
-        }
+        return fields | {'bins': [vars(one) for one in self.bins], 'threshold': vars(self.threshold)}
 
 
 def calibrate(

@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mobilevlm_ros.evaluate.calibration import Calibration, risk_coverage
+from mobilevlm_ros.evaluate.calibration import Calibration, Threshold, risk_coverage
 
 __all__ = ['plot_calibration']
 
 
 def plot_calibration(
-    calibration: Calibration, confidences: Sequence[float], right: Sequence[bool], path: Path, title: str
+    calibration: Calibration,
+    threshold: Threshold,
+    confidences: Sequence[float],
+    right: Sequence[bool],
+    path: Path,
+    title: str,
 ) -> None:
-    """Draw reliability and risk against coverage into a PNG file."""
+    """Draw reliability, risk against coverage, and what the limit does, into a PNG file."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4.2), layout='constrained')
@@ -29,7 +34,6 @@ def plot_calibration(
     left.legend()
     _, coverages, risks = risk_coverage(confidences, right)
     other.plot(coverages, risks)
-    threshold = calibration.threshold
     other.axhline(threshold.max_risk, linestyle='--', color='grey', label=f'risk {threshold.max_risk:.0%}')
     if threshold.value is not None:
         label = f'limit {threshold.value:.2f}, on the other half'

@@ -17,15 +17,14 @@ from rich.table import Table
 from mobilevlm_ros.build.console import ConsoleReporter
 from mobilevlm_ros.build.untrained import write_untrained
 from mobilevlm_ros.errors import SettingsError
-from mobilevlm_ros.evaluate.calibration import Calibration
 from mobilevlm_ros.paths import shared_file
 from mobilevlm_ros.runtime.assistant import Assistant
 from mobilevlm_ros.runtime.bundle import Bundle, open_bundle
 from mobilevlm_ros.runtime.loading import load_assistant
 from mobilevlm_ros.train.exam import ExamReport, Given, answer_all, majority
-from mobilevlm_ros.train.exam_limits import calibrations, manifest_lines
+from mobilevlm_ros.train.exam_limits import Belief, beliefs_of, manifest_lines
 from mobilevlm_ros.train.exam_questions import ExamQuestion, read_exam
-from mobilevlm_ros.train.exam_report import as_record, beliefs, write_report
+from mobilevlm_ros.train.exam_report import as_record, belief_text, write_report
 
 __all__ = ['add_exam_arguments', 'run_exam']
 
@@ -72,8 +71,8 @@ def run_exam(options: argparse.Namespace) -> int:
         assistant = load_assistant(bundle, n_threads=options.threads)
         try:
             given = _asked(assistant, questions, reporter, f'{len(questions)} questions')
-            report = ExamReport(assistant.model_id, given, majority(questions))
-            report.temperature = {one.name.lower(): value for one, value in bundle.temperature().items()}
+            temperature = {one.name.lower(): value for one, value in bundle.temperature().items()}
+            report = ExamReport(assistant.model_id, given, majority(questions), temperature=temperature)
             if options.also_blind:
                 report.blind = _asked(assistant, questions, reporter, 'the same about a grey picture', blind=True)
         finally:
@@ -85,7 +84,7 @@ def run_exam(options: argparse.Namespace) -> int:
                     report.untrained = _asked(assistant, questions, reporter, f'the same of {other.name}')
                 finally:
                     assistant.close()
-    found = calibrations(given, options.max_risk)
+    found = beliefs_of(given, options.max_risk)
     if options.json:
         print(json.dumps(as_record(report, found), ensure_ascii=False))
     else:
@@ -117,7 +116,7 @@ def _asked(
     return answer_all(assistant, questions, blind=blind, on_progress=reporter.progress)
 
 
-def _print(report: ExamReport, found: Mapping[str, Calibration], console: Console) -> None:
+def _print(report: ExamReport, found: Mapping[str, Belief], console: Console) -> None:
     columns = report.columns()
     table = Table('kind', 'questions', box=None, pad_edge=False, title=escape(report.model_id))
     for name in columns:
@@ -130,10 +129,11 @@ def _print(report: ExamReport, found: Mapping[str, Calibration], console: Consol
     console.print(table)
     for name, score in report.details().items():
         console.print(f'yes/no, {name}: {score.n_right} of {score.n} right', highlight=False)
-    for name, calibration in found.items():
+    for name, belief in found.items():
+        measured = belief.measured
         console.print(
-            f'{name}, confidence: mean {calibration.mean_confidence:.2f} at accuracy {calibration.accuracy:.2f}; '
-            f'ECE {calibration.ece:.3f}, Brier {calibration.brier:.3f}; {beliefs(calibration)}',
+            f'{name}, confidence: mean {measured.mean_confidence:.2f} at accuracy {measured.accuracy:.2f}; '
+            f'ECE {measured.ece:.3f}, Brier {measured.brier:.3f}; {belief_text(belief)}',
             highlight=False,
             soft_wrap=True,
         )

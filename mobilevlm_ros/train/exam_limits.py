@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
+from typing import Any
 
 from mobilevlm_ros.evaluate.calibration import Calibration, Threshold, calibrate
 from mobilevlm_ros.evaluate.temperature import Temperature, choose_temperature, tempered
 from mobilevlm_ros.train.exam import Given
 
-__all__ = ['FORMATS', 'LEAST', 'calibrations', 'manifest_lines', 'temperature_text', 'threshold_text']
+__all__ = ['FORMATS', 'LEAST', 'Belief', 'beliefs_of', 'manifest_lines', 'temperature_text', 'threshold_text']
 
 LEAST = 20
 """Of fewer answers, nine in ten are right by chance too often."""
@@ -27,44 +28,64 @@ FORMATS = {_OF_TWO: 0.5, 'choice': 0.0}
 _DIGITS = 1000
 
 
-def calibrations(given: Sequence[Given], max_risk: float) -> dict[str, Calibration]:
-    """The figures of each closed format that was asked for."""
+@dataclass(frozen=True)
+class Belief:
+    """What the confidence of one format is worth, and what had better be made of it.
+
+    :ivar measured: the confidences as they were given.
+    :ivar temperature: what would make them believable; None where no temperature is looked for.
+    :ivar threshold: the limit, of confidences at that temperature if it is kept.
+    """
+
+    measured: Calibration
+    temperature: Temperature | None
+    threshold: Threshold
+
+    def as_record(self) -> dict[str, Any]:
+        """For JSON."""
+        return self.measured.as_record() | {
+            'threshold': vars(self.threshold),
+            'temperature': None if self.temperature is None else vars(self.temperature),
+        }
+
+
+def beliefs_of(given: Sequence[Given], max_risk: float) -> dict[str, Belief]:
+    """What is found of each closed format that was asked for."""
     found = {}
     for name, lowest in FORMATS.items():
         answers = [one for one in given if one.format == name]
         if answers:
-            measured = _calibrated(answers, [one.confidence for one in answers], max_risk, lowest)
-            found[name] = _with_temperature(measured, answers, max_risk, lowest) if name == _OF_TWO else measured
+            found[name] = _belief(name, answers, max_risk, lowest)
     return found
 
 
-def _calibrated(answers: Sequence[Given], confidences: Sequence[float], max_risk: float, lowest: float) -> Calibration:
-    right, pictures = [one.right for one in answers], [one.picture for one in answers]
-    return calibrate(confidences, right, pictures, max_risk=max_risk, least=LEAST, lowest=lowest)
-
-
-def _with_temperature(measured: Calibration, answers: Sequence[Given], max_risk: float, lowest: float) -> Calibration:
+def _belief(name: str, answers: Sequence[Given], max_risk: float, lowest: float) -> Belief:
     confidences = [one.confidence for one in answers]
-    found = choose_temperature(confidences, [one.right for one in answers], [one.picture for one in answers])
-    if found is None or not found.is_kept:
-        return replace(measured, temperature=found)
-    believed = tempered(confidences, found.value).tolist()
-    return replace(measured, temperature=found, threshold=_calibrated(answers, believed, max_risk, lowest).threshold)
+    right, pictures = [one.right for one in answers], [one.picture for one in answers]
+
+    def calibrated(values: Sequence[float]) -> Calibration:
+        return calibrate(values, right, pictures, max_risk=max_risk, least=LEAST, lowest=lowest)
+
+    measured = calibrated(confidences)
+    temperature = choose_temperature(confidences, right, pictures) if name == _OF_TWO else None
+    if temperature is None or not temperature.is_kept:
+        return Belief(measured, temperature, measured.threshold)
+    return Belief(measured, temperature, calibrated(tempered(confidences, temperature.value).tolist()).threshold)
 
 
-def manifest_lines(found: Mapping[str, Calibration], present: Mapping[str, float] | None = None) -> str:
+def manifest_lines(found: Mapping[str, Belief], present: Mapping[str, float] | None = None) -> str:
     """The section ``answers`` of a manifest with what is proposed; empty if nothing is.
 
     :param present: temperatures that the examined bundle has already, by format; new ones multiply them.
     """
     temperatures = dict(present or {})
-    for name, calibration in found.items():
-        if calibration.temperature is not None and calibration.temperature.is_kept:
-            temperatures[name] = temperatures.get(name, 1.0) * calibration.temperature.value
+    for name, belief in found.items():
+        if belief.temperature is not None and belief.temperature.is_kept:
+            temperatures[name] = temperatures.get(name, 1.0) * belief.temperature.value
     limits = {
-        name: math.floor(calibration.threshold.value * _DIGITS) / _DIGITS
-        for name, calibration in found.items()
-        if calibration.threshold.is_kept and calibration.threshold.value is not None
+        name: math.floor(belief.threshold.value * _DIGITS) / _DIGITS
+        for name, belief in found.items()
+        if belief.threshold.is_kept and belief.threshold.value is not None
     }
     lines = [
         f'  {key}: {{{", ".join(f"{name}: {value:g}" for name, value in values.items())}}}\n'

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from mobilevlm_ros.errors import SettingsError
-from mobilevlm_ros.evaluate.calibration import Calibration
 from mobilevlm_ros.train.calibration_plot import plot_calibration
 from mobilevlm_ros.train.exam import ExamReport
-from mobilevlm_ros.train.exam_limits import manifest_lines, temperature_text, threshold_text
+from mobilevlm_ros.train.exam_limits import Belief, manifest_lines, temperature_text, threshold_text
 
-__all__ = ['as_markdown', 'as_record', 'beliefs', 'plot_scores', 'write_report']
+__all__ = ['as_markdown', 'as_record', 'belief_text', 'plot_scores', 'write_report']
 
 _COLUMNS = {
     'blind': '"Blind" is the same bundle shown a grey picture.',
@@ -23,24 +22,24 @@ _COLUMNS = {
 }
 
 
-def as_record(report: ExamReport, found: Mapping[str, Calibration]) -> dict[str, Any]:
+def as_record(report: ExamReport, found: Mapping[str, Belief]) -> dict[str, Any]:
     """For JSON."""
     return report.as_record() | {
-        'calibration': {name: calibration.as_record() for name, calibration in found.items()},
+        'calibration': {name: belief.as_record() for name, belief in found.items()},
         'proposed': manifest_lines(found, report.temperature),
     }
 
 
-def beliefs(calibration: Calibration) -> str:
+def belief_text(belief: Belief) -> str:
     """What was found about temperature and limit."""
-    limit = threshold_text(calibration.threshold)
-    temperature = calibration.temperature
+    limit = threshold_text(belief.threshold)
+    temperature = belief.temperature
     if temperature is None:
         return limit
     return f'{temperature_text(temperature)}; {"then " if temperature.is_kept else ""}{limit}'
 
 
-def as_markdown(report: ExamReport, found: Mapping[str, Calibration]) -> str:
+def as_markdown(report: ExamReport, found: Mapping[str, Belief]) -> str:
     """The table, what its columns mean, and what the confidence is worth."""
     columns = report.columns()
     others = [name for name in columns if name != 'accuracy']
@@ -57,19 +56,19 @@ def as_markdown(report: ExamReport, found: Mapping[str, Calibration]) -> str:
     lines += ['', *(_COLUMNS[name] for name in others)]
     details = '; '.join(f'{name}: {score.n_right} of {score.n}' for name, score in report.details().items())
     lines += ['', f'Of the yes/no questions, right where the {details}.'] if details else []
-    for name, calibration in found.items():
+    for name, belief in found.items():
+        measured = belief.measured
         lines += [
             '',
-            f'Confidence of {name}: mean {calibration.mean_confidence:.2f} at accuracy {calibration.accuracy:.2f}, '
-            f'ECE {calibration.ece:.3f}, Brier {calibration.brier:.3f} ({calibration.n} answers); '
-            f'{beliefs(calibration)}.',
+            f'Confidence of {name}: mean {measured.mean_confidence:.2f} at accuracy {measured.accuracy:.2f}, '
+            f'ECE {measured.ece:.3f}, Brier {measured.brier:.3f} ({measured.n} answers); {belief_text(belief)}.',
         ]
     proposed = manifest_lines(found, report.temperature)
     lines += ['', '```yaml', proposed.rstrip(), '```'] if proposed else []
     return '\n'.join(lines) + '\n'
 
 
-def write_report(folder: Path, report: ExamReport, found: Mapping[str, Calibration]) -> None:
+def write_report(folder: Path, report: ExamReport, found: Mapping[str, Belief]) -> None:
     """Write ``exam.json``, ``exam.md``, ``exam.png``, and ``calibration-FORMAT.png`` for each closed format.
 
     :raise SettingsError: if the folder cannot be written.
@@ -79,10 +78,11 @@ def write_report(folder: Path, report: ExamReport, found: Mapping[str, Calibrati
         (folder / 'exam.json').write_text(record + '\n', encoding='utf-8')
         (folder / 'exam.md').write_text(as_markdown(report, found), encoding='utf-8')
         plot_scores(report, folder / 'exam.png')
-        for name, calibration in found.items():
+        for name, belief in found.items():
             answers = [one for one in report.given if one.format == name]
             plot_calibration(
-                calibration,
+                belief.measured,
+                belief.threshold,
                 [one.confidence for one in answers],
                 [one.right for one in answers],
                 folder / f'calibration-{name}.png',

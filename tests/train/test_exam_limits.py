@@ -8,7 +8,7 @@ import yaml
 from mobilevlm_ros.evaluate.calibration import falls_in_first_half
 from mobilevlm_ros.evaluate.temperature import tempered
 from mobilevlm_ros.train.exam import ExamReport, Given, Score
-from mobilevlm_ros.train.exam_limits import LEAST, calibrations, manifest_lines, threshold_text
+from mobilevlm_ros.train.exam_limits import LEAST, beliefs_of, manifest_lines, threshold_text
 from mobilevlm_ros.train.exam_report import as_markdown
 
 FIRST = [name for name in (f'{n}.jpg' for n in range(400)) if falls_in_first_half(name)]
@@ -28,7 +28,7 @@ UNSURE = [*answers(FIRST[30:], 0.6, 20, 9), *answers(OTHER[30:], 0.6, 20, 8)]
 
 
 def test_the_lowest_confidence_that_keeps_the_risk_is_proposed() -> None:
-    found = calibrations([*SURE, *UNSURE], 0.1)
+    found = beliefs_of([*SURE, *UNSURE], 0.1)
     threshold = found['yes_no'].threshold
 
     assert threshold.value == 0.9 and threshold.n_answered == 30
@@ -40,7 +40,7 @@ def test_the_lowest_confidence_that_keeps_the_risk_is_proposed() -> None:
 
 def test_a_few_right_answers_are_no_reason() -> None:
     few = [*answers(FIRST, 0.9, LEAST - 1), *answers(FIRST[30:], 0.6, 20, 9), *answers(OTHER, 0.9, 30)]
-    found = calibrations(few, 0.1)
+    found = beliefs_of(few, 0.1)
 
     assert found['yes_no'].threshold.value is None
     assert manifest_lines(found) == ''
@@ -48,7 +48,7 @@ def test_a_few_right_answers_are_no_reason() -> None:
 
 
 def test_what_the_other_half_speaks_against_is_not_proposed() -> None:
-    found = calibrations([*answers(FIRST, 0.9, 30), *answers(OTHER, 0.9, 30, 15)], 0.1)
+    found = beliefs_of([*answers(FIRST, 0.9, 30), *answers(OTHER, 0.9, 30, 15)], 0.1)
 
     assert found['yes_no'].threshold.value == 0.9
     assert manifest_lines(found) == ''
@@ -58,7 +58,7 @@ def test_what_the_other_half_speaks_against_is_not_proposed() -> None:
 def test_each_closed_format_has_its_own() -> None:
     choices = [*answers(FIRST, 0.4, 30, form='choice'), *answers(OTHER, 0.4, 30, form='choice')]
     texts = answers(FIRST, 0.3, 30, 30, form='text')
-    found = calibrations([*SURE, *choices, *texts], 0.1)
+    found = beliefs_of([*SURE, *choices, *texts], 0.1)
 
     assert set(found) == {'yes_no', 'choice'}
     assert yaml.safe_load(manifest_lines(found))['answers']['min_confidence'] == {'yes_no': 0.9, 'choice': 0.4}
@@ -73,7 +73,7 @@ TOO_SURE = [
 
 
 def test_a_model_that_is_too_sure_gets_a_temperature_and_a_limit_at_it() -> None:
-    found = calibrations(TOO_SURE, 0.1)
+    found = beliefs_of(TOO_SURE, 0.1)
     proposed = yaml.safe_load(manifest_lines(found))['answers']
 
     temperature = proposed['temperature']['yes_no']
@@ -81,22 +81,22 @@ def test_a_model_that_is_too_sure_gets_a_temperature_and_a_limit_at_it() -> None
     # Only what was said with 0.999 is right often enough.
     believed = tempered([0.99, 0.999], temperature)
     assert believed[0] < proposed['min_confidence']['yes_no'] <= believed[1]
-    assert found['yes_no'].mean_confidence > 0.99  # the figures beside it are of what was answered
+    assert found['yes_no'].measured.mean_confidence > 0.99  # the figures beside it are of what was answered
 
 
 def test_a_temperature_that_the_bundle_has_is_multiplied() -> None:
-    found = calibrations(TOO_SURE, 0.1)
+    found = beliefs_of(TOO_SURE, 0.1)
     once = yaml.safe_load(manifest_lines(found))['answers']['temperature']['yes_no']
 
     twice = yaml.safe_load(manifest_lines(found, {'yes_no': 2.0}))['answers']['temperature']['yes_no']
     assert twice == pytest.approx(2 * once, abs=0.02)
-    kept = yaml.safe_load(manifest_lines(calibrations([*SURE, *UNSURE], 0.1), {'yes_no': 2.0}))['answers']
+    kept = yaml.safe_load(manifest_lines(beliefs_of([*SURE, *UNSURE], 0.1), {'yes_no': 2.0}))['answers']
     assert kept['temperature'] == {'yes_no': 2.0}
 
 
 def test_the_card_says_what_the_temperature_is_worth() -> None:
     report = ExamReport('nano-cpu@0', TOO_SURE, {'yes_no': ('yes', Score(5, 100)), 'all': ('', Score(5, 100))})
-    text = as_markdown(report, calibrations(TOO_SURE, 0.1))
+    text = as_markdown(report, beliefs_of(TOO_SURE, 0.1))
 
     assert 'found on one half of the pictures, the other half (120 answers) has ECE' in text
     assert 'temperature: {yes_no: ' in text
@@ -106,7 +106,7 @@ def test_the_card_has_every_column_and_says_what_it_means() -> None:
     given = [*SURE, *UNSURE]
     report = ExamReport('nano-cpu@0', given, {'yes_no': ('yes', Score(5, 100)), 'all': ('', Score(5, 100))})
     report.blind = given
-    text = as_markdown(report, calibrations(given, 0.1))
+    text = as_markdown(report, beliefs_of(given, 0.1))
 
     assert '| kind | questions | accuracy (95 %) | blind | majority |' in text
     assert '| yes_no | 100 | 0.80 (0.71 to 0.87) | 0.80 | 0.05 |' in text
