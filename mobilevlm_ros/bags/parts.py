@@ -108,7 +108,7 @@ def unpack(part: Path, copy: Path) -> Path:
 
 def unreadable(part: Path, problem: object) -> BagDamagedError:
     """The error of a part that rosbags cannot make sense of."""
-    problem = problem if str(problem) else type(problem).__name__
+    problem = str(problem).rstrip('.') or type(problem).__name__
     return BagDamagedError(f'{part} is truncated or damaged: {problem}. {_HELP.get(_suffix(part), "")}'.rstrip())
 
 
