@@ -1,7 +1,7 @@
 """``mobilevlm evaluate language``: a GGUF file in lm-evaluation-harness, on the tasks of the paper's Table 3.
 
-The harness (``lm_eval``) is not among this package's requirements: who wants this installs it. Written against its
-interface as of 2026 (``lm_eval.api.model.LM``, ``lm_eval.simple_evaluate``).
+The harness (``lm_eval``) is not among this package's requirements, but for tests: who wants this installs it. Written
+against version 0.4.13 (``lm_eval.api.model.LM``, ``lm_eval.simple_evaluate``).
 """
 
 from __future__ import annotations

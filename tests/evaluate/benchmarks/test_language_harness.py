@@ -1,7 +1,6 @@
 """Log probabilities against transformers on a tiny random LLaMA, and the model class against a stand-in of the harness.
 
-The harness itself is no requirement of this package. What stands for it has its interface as of 2026, and no more:
-whether its tasks read well is not tested here.
+What stands for the harness shows how it is called; its own tasks run in test_language_real_harness.py.
 """
 
 from __future__ import annotations
