@@ -128,7 +128,7 @@ def vision_weights(
     """Random weights of a whole tower, the blocks that never run among them, and of a projector."""
     random = np.random.default_rng(seed)
     shapes = dict(tower_tensors(vision))
-    inner = projector_tensors(projector, vision.width, n_embd)
+    inner = projector_tensors(projector, vision.feature_width, n_embd)
     shapes |= {PROJECTOR_PREFIX + name: shape for name, shape in inner}
     weights = {name: random.normal(0.0, 0.2, shape).astype(np.float32) for name, shape in shapes.items()}
     # Vectors that scale belong to norms, and do so around 1.

@@ -24,7 +24,7 @@ def cosine(one: Any, other: Any) -> float:
 
 
 def features_of(weights: Weights, vision: VisionConfig, pixels_nchw: NDArray[np.float32]) -> NDArray[np.float64]:
-    """``hidden_states[select_layer]`` without the class token, ``[1, n_patches, width]``."""
+    """The selected hidden states side by side, without the class token, ``[1, n_patches, feature_width]``."""
     torch = pytest.importorskip('torch', reason='needs torch and transformers as references: make venv-dev')
     transformers = pytest.importorskip('transformers')
     config = transformers.CLIPVisionConfig(
@@ -49,7 +49,8 @@ def features_of(weights: Weights, vision: VisionConfig, pixels_nchw: NDArray[np.
     assert all('position_ids' in name for name in missing)
     with torch.no_grad():
         states = tower(torch.from_numpy(pixels_nchw).double(), output_hidden_states=True).hidden_states
-        features: NDArray[np.float64] = states[vision.select_layer][:, 1:].numpy()
+        chosen = [states[layer][:, 1:].numpy() for layer in (*vision.also_layers, vision.select_layer)]
+        features: NDArray[np.float64] = np.concatenate(chosen, axis=-1)
     return features
 
 

@@ -63,7 +63,7 @@ def vision_bytes(config: ModelConfig) -> int:
     """Size of the vision engine in float32, the blocks that never run included; 0 without a tower."""
     if config.vision is None or config.projector is None:
         return 0
-    projector = projector_tensors(config.projector, config.vision.width, config.language.n_embd)
+    projector = projector_tensors(config.projector, config.vision.feature_width, config.language.n_embd)
     return 4 * sum(prod(shape) for _, shape in (*tower_tensors(config.vision), *projector))
 
 

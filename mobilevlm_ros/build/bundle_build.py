@@ -43,7 +43,7 @@ from mobilevlm_ros.runtime.vision.opening import open_engine
 
 __all__ = ['Source', 'build_bundle', 'read_images']
 
-_RECIPE = 3
+_RECIPE = 4
 """Part of a bundle's sources: raised when the way of building changes, so that old bundles are built again."""
 _IMAGES = ('.png', '.jpg', '.jpeg', '.webp')
 _MAX_IMAGES = 64

@@ -103,6 +103,11 @@ def _checked(config: ModelConfig) -> tuple[VisionConfig, ProjectorConfig]:
         raise BuildError(f'{config.name} is a language model alone: it has no vision tower to write')
     if vision.kind != 'clip':
         raise BuildError(f'the tower {vision.name} is none of CLIP, which is what llama.cpp runs')
+    if vision.also_layers:
+        raise BuildError(
+            f'{config.name} uses the features after blocks {", ".join(map(str, vision.used_blocks))} of its tower side '
+            "by side; llama.cpp's LLaVA path has those of one block"
+        )
     if projector.family not in _PROJECTORS or (projector.family == 'mlp' and projector.mlp_depth != 2):
         raise BuildError(f'llama.cpp has no projector {projector.type}; it has mlp2x_gelu, ldpnet and ldpnetv2')
     if projector.family != 'mlp' and vision.grid != _GRID:

@@ -70,7 +70,8 @@ class NanoSource:
         sizes = ('image_size', 'patch_size', 'width', 'n_heads', 'n_blocks', 'mlp_width', 'select_layer')
         self.name: str = manifest['name']
         self.warning: str = manifest['warning']
-        self.vision = VisionConfig(name=vision['package'], **{size: vision[size] for size in sizes})
+        also = tuple(vision.get('also_layers', ()))
+        self.vision = VisionConfig(name=vision['package'], also_layers=also, **{size: vision[size] for size in sizes})
         self.projector = ProjectorConfig(manifest['projector']['type'])
         self.n_embd: int = manifest['language']['n_embd']
         self.n_ctx: int = manifest['language']['n_ctx']

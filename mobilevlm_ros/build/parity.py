@@ -2,8 +2,9 @@
 
 Every stage is fed what PyTorch fed it, so that an error shows where it arises; the last stages then run from the image
 file to the answer. A stage below its limit fails the build. What is compared: the preprocessed pixels, the tower's
-features (of the exported graph), the visual tokens of the engine as deployed, the language model's logits under
-PyTorch's visual tokens and answers, and the greedy answer of the whole path.
+features (of the exported graph), the visual tokens of the engine as deployed, the language model's logits (less their
+mean, which no probability depends on) under PyTorch's visual tokens and answers, and the greedy answer of the whole
+path.
 
 A cosine does not see a wrong scale (tokens that were normalised twice, a forgotten division), which a language model
 does see. So wherever a cosine has a limit, the ratio of the lengths has one, too: it may be off by as much as the limit
@@ -229,7 +230,7 @@ def check_language(
         for answer in image.answers:
             prompts.append(float(template.chunks(answer.question, language) == _ids(answer)))
             logits, tokens = _teacher_forced(language, answer, image.visual_tokens)
-            pairs += list(zip(logits, answer.logits, strict=False))
+            pairs += [(_centred(ours), _centred(theirs)) for ours, theirs in zip(logits, answer.logits, strict=False)]
             agreed.append(_share_equal(tokens, answer.greedy_ids))
             whole.append(_share_equal(_teacher_forced(language, answer, rows)[1], answer.greedy_ids))
     return [
@@ -259,6 +260,11 @@ def _teacher_forced(
         logits.append(language.logits().copy())
     language.forget()
     return logits, [int(row.argmax()) for row in logits]
+
+
+def _centred(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Less their mean: it changes no probability, and a large one would hide what does in every cosine."""
+    return logits - logits.mean(dtype=np.float64).astype(np.float32)
 
 
 def _share_equal(tokens: Sequence[int], expected: Sequence[int]) -> float:

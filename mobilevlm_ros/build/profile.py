@@ -81,7 +81,7 @@ class ParityLimits:
     """How far from PyTorch a bundle may be.
 
     :ivar vision_cosine: smallest cosine between its visual tokens and PyTorch's, image by image.
-    :ivar logits_cosine: the same of the language model's logits, over the positions of a prompt.
+    :ivar logits_cosine: the same of the language model's logits less their mean, over the positions of an answer.
     """
 
     vision_cosine: float

@@ -120,7 +120,7 @@ def _run_vision(
     assert config.vision is not None
     assert config.projector is not None
     tower = build_tower(config.vision).eval()
-    projector = build_projector(config.projector, config.vision.width, config.language.n_embd).eval()
+    projector = build_projector(config.projector, config.vision.feature_width, config.language.n_embd).eval()
     _fill(tower, weights, '', config.vision.n_run_blocks)
     _fill(projector, weights, 'model.mm_projector.')
     mean, std = (torch.tensor(values)[:, None, None] for values in (config.vision.mean, config.vision.std))

@@ -22,7 +22,7 @@ from mobilevlm_ros.model.config import ProjectorConfig, VisionConfig
 __all__ = ['PATCH_FEATURES', 'write_vision_graph']
 
 PATCH_FEATURES = 'patch_features'
-"""Value of the graph between tower and projector, float32 ``[1, n_patches, width]``."""
+"""Value of the graph between tower and projector, float32 ``[1, n_patches, feature_width]``."""
 _ROOT = 'vision_model'
 
 
@@ -56,13 +56,13 @@ def write_vision_graph(
         )
     with OnnxFile(out) as file:
         parts = GraphParts(file, weights, precision)
-        tokens = projector_graph(parts, _tower(parts, vision), projector, vision.grid, vision.width, n_embd)
+        tokens = projector_graph(parts, _tower(parts, vision), projector, vision.grid, vision.feature_width, n_embd)
         parts.node('Identity', tokens, output='visual_tokens')
         pixels, features, result = (
             helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
             for name, shape in (
                 ('pixels_nchw', [1, 3, vision.image_size, vision.image_size]),
-                (PATCH_FEATURES, [1, vision.n_patches, vision.width]),
+                (PATCH_FEATURES, [1, vision.n_patches, vision.feature_width]),
                 ('visual_tokens', [1, projector.grid_out(vision.grid) ** 2, n_embd]),
             )
         )
@@ -70,7 +70,7 @@ def write_vision_graph(
 
 
 def _tower(g: GraphParts, v: VisionConfig) -> str:
-    """Patches to features, wide ``[1, n_patches, width]``, class token removed."""
+    """Patches to features, wide ``[1, n_patches, feature_width]``, class token removed."""
     kernel = g.narrow(f'{_ROOT}.embeddings.patch_embedding.weight', (v.width, 3, v.patch_size, v.patch_size))
     x = g.node('Conv', g.narrowed('pixels_nchw'), kernel, strides=[v.patch_size] * 2)
     x = g.widened(g.node('Transpose', g.reshape(x, 1, v.width, v.n_patches), perm=[0, 2, 1]))
@@ -78,8 +78,11 @@ def _tower(g: GraphParts, v: VisionConfig) -> str:
     x = g.node('Concat', g.wide_constant('class_token', class_token), x, axis=1)
     x = g.node('Add', x, g.wide(f'{_ROOT}.embeddings.position_embedding.weight', (v.n_patches + 1, v.width)))
     x = g.layer_norm(x, f'{_ROOT}.pre_layrnorm', v.width, v.layer_norm_eps)
+    states = [x]
     for index in range(v.n_run_blocks):
-        x = _block(g, x, f'{_ROOT}.encoder.layers.{index}', v)
+        states.append(_block(g, states[-1], f'{_ROOT}.encoder.layers.{index}', v))
+    used = [states[index] for index in v.used_blocks]
+    x = used[0] if len(used) == 1 else g.node('Concat', *used, axis=-1)
     return g.node('Slice', x, g.integers(1), g.integers(v.n_patches + 1), g.integers(1), output=PATCH_FEATURES)
 
 

@@ -181,7 +181,8 @@ def open_parts(language: Path, vision: Path, projector: Path, config: ModelConfi
     # Lengths of context and details of rotary positions are the language model's own.
     if replace(found.language, n_ctx=config.language.n_ctx) != config.language:
         raise CheckpointShapeError(f'{language} is {found.language}; {config.name} has {config.language}')
-    tower = replace(read_clip_config(vision), name=config.vision.name, select_layer=config.vision.select_layer)
+    told = {name: getattr(config.vision, name) for name in ('name', 'select_layer', 'also_layers')}
+    tower = replace(read_clip_config(vision), **told)
     if replace(tower, mean=config.vision.mean, std=config.vision.std) != config.vision:
         raise CheckpointShapeError(f'{vision} is {tower}; {config.name} has {config.vision}')
     stored = open_weights(language) | _clip_weights(vision) | _projector_weights(projector)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
 
 from mobilevlm_ros.errors import SettingsError
@@ -36,6 +37,8 @@ class VisionConfig:
     :ivar activation: between the two layers of a block; OpenAI's towers have ``quick_gelu``, LAION's ``gelu``.
     :ivar select_layer: whose output is used, counted as transformers counts hidden states; a timm tower has but -1,
         its last output with its last norm.
+    :ivar also_layers: hidden states before that one, counted likewise, earliest first: the features of a patch are
+        those of all these blocks side by side, as transformers' LLaVA has it with a list of ``vision_feature_layer``.
     :ivar class_token: whether the tower puts one before the patches.
     :ivar stride: pixels of the input for one step of the tower's last grid; ``patch_size`` unless the tower shrinks
         its grid as it goes (Swin, Twins). Of these ``n_blocks`` counts all stages, ``width``, ``n_heads`` and
@@ -56,6 +59,7 @@ class VisionConfig:
     select_layer: int = -2
     class_token: bool = True
     stride: int = 0
+    also_layers: tuple[int, ...] = ()
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
 
@@ -66,6 +70,14 @@ class VisionConfig:
             raise SettingsError(f'image_size {self.image_size} is no multiple of the grid step {self.grid_step}')
         if self.kind == 'clip' and not -self.n_blocks - 1 <= self.select_layer <= -1:
             raise SettingsError(f'select_layer must be between {-self.n_blocks - 1} and -1, found {self.select_layer}')
+        layers = (*self.also_layers, self.select_layer)
+        if layers[0] < -self.n_blocks - 1 or any(one >= other for one, other in pairwise(layers)):
+            raise SettingsError(
+                f'also_layers must be ascending, from {-self.n_blocks - 1} to before select_layer {self.select_layer}, '
+                f'found {list(self.also_layers)}'
+            )
+        if self.kind == 'timm' and self.also_layers:
+            raise SettingsError(f'also_layers of a timm tower must be none, found {list(self.also_layers)}')
         if self.kind == 'clip' and not self.class_token:
             raise SettingsError("class_token must be true: every tower of transformers' CLIPVisionModel has one")
         if self.kind == 'timm' and self.select_layer != -1:
@@ -90,8 +102,18 @@ class VisionConfig:
 
     @property
     def n_run_blocks(self) -> int:
-        """Blocks whose output is used."""
+        """Blocks that run: up to the one of ``select_layer``."""
         return self.n_blocks + 1 + self.select_layer
+
+    @property
+    def used_blocks(self) -> tuple[int, ...]:
+        """After how many blocks the features are taken, ascending; the last is ``n_run_blocks``."""
+        return tuple(self.n_blocks + 1 + layer for layer in (*self.also_layers, self.select_layer))
+
+    @property
+    def feature_width(self) -> int:
+        """Width of what the projector is given for each patch."""
+        return self.width * len(self.used_blocks)
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def expected_tensors(config: ModelConfig) -> dict[str, Shape]:
     named = dict(body)
     if config.vision is not None and config.projector is not None:
         named |= {TOWER_PREFIX + name: shape for name, shape in tower_tensors(config.vision)}
-        inner = projector_tensors(config.projector, config.vision.width, config.language.n_embd)
+        inner = projector_tensors(config.projector, config.vision.feature_width, config.language.n_embd)
         named |= {PROJECTOR_PREFIX + name: shape for name, shape in inner}
     if not config.language.tie_embeddings:
         named[head[0]] = head[1]

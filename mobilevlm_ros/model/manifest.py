@@ -168,6 +168,10 @@ def _typed(kind: Any, value: Any, where: str) -> Any:
         if value in get_args(kind):
             return value
         raise SettingsError(f'{where} is {value!r}, expected one of {", ".join(get_args(kind))}')
+    if get_origin(kind) is tuple and get_args(kind)[-1] is ...:
+        if isinstance(value, list):
+            return tuple(_typed(get_args(kind)[0], one, where) for one in value)
+        raise SettingsError(f'{where} is {value!r}, expected a list')
     if get_origin(kind) is tuple:
         if isinstance(value, list) and len(value) == len(get_args(kind)):
             return tuple(_typed(of, one, where) for of, one in zip(get_args(kind), value, strict=True))

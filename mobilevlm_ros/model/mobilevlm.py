@@ -64,7 +64,7 @@ class MobileVLM(nn.Module):
         self.projector: nn.Module | None = None
         if config.vision is not None and config.projector is not None:
             self.vision_tower = build_tower(config.vision).requires_grad_(False)
-            self.projector = build_projector(config.projector, config.vision.width, config.language.n_embd)
+            self.projector = build_projector(config.projector, config.vision.feature_width, config.language.n_embd)
         self.language = LlamaForCausalLM(_llama_config(config.language))
 
     def encode_images(self, pixels_nchw: Tensor) -> Tensor:

@@ -154,6 +154,15 @@ class _Fields:
             raise self._bad(name, value, f'an integer between {low} and {high}')
         return value
 
+    def integers(self, name: str, low: int, high: int, default: int) -> list[int]:
+        """One, or a list of at least one."""
+        values = self.values.get(name)
+        if not isinstance(values, list):
+            return [self.integer(name, low, high, default)]
+        if not values or not all(type(value) is int and low <= value <= high for value in values):
+            raise self._bad(name, values, f'one or more integers between {low} and {high}')
+        return values
+
     def number(self, name: str, low: float, high: float, default: float) -> float:
         value = self._value(name, default)
         if not isinstance(value, int | float) or isinstance(value, bool) or not low < value <= high:
@@ -254,8 +263,9 @@ def _vision(fields: _Fields, folder: Path | None) -> VisionConfig:
                 f'{", ".join(_TOWERS)}. Give the folder of the tower (config.json and weights) as vision tower.'
             )
         tower = known
+    *also, selected = fields.integers('mm_vision_select_layer', -1025, 1025, -1)
     try:
-        return replace(tower, select_layer=fields.integer('mm_vision_select_layer', -1025, 1025, -1))
+        return replace(tower, select_layer=selected, also_layers=tuple(also))
     except SettingsError as error:
         raise CheckpointDamagedError(f'{fields.path}: mm_vision_select_layer: {error}') from error
 

@@ -98,18 +98,19 @@ def _config(config: ModelConfig, dtype: str) -> Mapping[str, Any]:
 
 
 def _vision_fields(config: ModelConfig, vision: VisionConfig, projector: ProjectorConfig) -> dict[str, Any]:
+    layers = [*vision.also_layers, vision.select_layer]
     fields: dict[str, Any] = {
         '_name_or_path': config.repo or config.name,
         'architectures': ['MobileLlamaForCausalLM'],
         'freeze_mm_mlp_adapter': False,
         'image_aspect_ratio': config.aspect,
         'image_grid_pinpoints': None,
-        'mm_hidden_size': vision.width,
+        'mm_hidden_size': vision.feature_width,
         'mm_projector_type': projector.type,
         'mm_use_im_patch_token': False,
         'mm_use_im_start_end': False,
         'mm_vision_select_feature': 'patch',
-        'mm_vision_select_layer': vision.select_layer,
+        'mm_vision_select_layer': layers if vision.also_layers else vision.select_layer,
         'mm_vision_tower': vision.name,
         'model_type': 'mobilevlm',
         'tune_mm_mlp_adapter': False,
@@ -119,7 +120,8 @@ def _vision_fields(config: ModelConfig, vision: VisionConfig, projector: Project
     if projector.family == 'ldpv2':
         fields['mm_projector_lr'] = None  # the second version's training has this setting, the first's has not
     known = known_tower(vision.name)
-    if known is None or dataclasses.replace(known, name=vision.name, select_layer=vision.select_layer) != vision:
+    told = {name: getattr(vision, name) for name in ('name', 'select_layer', 'also_layers')}
+    if known is None or dataclasses.replace(known, **told) != vision:
         tower = dataclasses.asdict(vision)
-        fields[OWN_TOWER_FIELD] = {name: tower[name] for name in tower if name not in ('name', 'select_layer')}
+        fields[OWN_TOWER_FIELD] = {name: tower[name] for name in tower if name not in told}
     return fields

@@ -1,7 +1,7 @@
 """Vision towers, in PyTorch: transformers' CLIP of any size, and timm's for the paper's Table 8.
 
-A tower maps ``pixels_nchw [B, 3, S, S]``, normalised, to ``[B, n_patches, width]`` in row-major order of its grid,
-without class and register tokens. Weights are random until somebody loads them; nothing is ever downloaded.
+A tower maps ``pixels_nchw [B, 3, S, S]``, normalised, to ``[B, n_patches, feature_width]`` in row-major order of its
+grid, without class and register tokens. Weights are random until somebody loads them; nothing is ever downloaded.
 
 Source: mobilevlm/model/vision_encoder.py (``mm_vision_select_layer`` -2, ``mm_vision_select_feature`` "patch").
 """
@@ -46,9 +46,9 @@ def clip_config(config: VisionConfig) -> CLIPVisionConfig:
 
 
 class ClipTower(nn.Module):
-    """CLIP's features after block ``n_run_blocks``, before its last norm.
+    """CLIP's features after block ``n_run_blocks``, before its last norm; those after earlier blocks before them.
 
-    Blocks after that one and the last norm are kept, as published checkpoints hold them, but never run.
+    Blocks after the last of these and the last norm are kept, as published checkpoints hold them, but never run.
     """
 
     def __init__(self, config: VisionConfig) -> None:
@@ -56,18 +56,20 @@ class ClipTower(nn.Module):
         model = CLIPVisionModel(clip_config(config))
         # The first versions 5 of transformers wrap the tower once more.
         self.vision_model: Any = getattr(model, 'vision_model', model)
-        self.n_run_blocks = config.n_run_blocks
+        self.used_blocks = config.used_blocks
 
     def forward(self, pixels_nchw: Tensor) -> Tensor:
-        """``[B, 3, S, S]`` to ``[B, n_patches, width]``.
+        """``[B, 3, S, S]`` to ``[B, n_patches, feature_width]``.
 
         :raise ValueError: if the images are not of the tower's size.
         """
         inner = self.vision_model
         x: Tensor = inner.pre_layrnorm(inner.embeddings(pixels_nchw))
-        for block in islice(inner.encoder.layers, self.n_run_blocks):
-            x = block(x, attention_mask=None)
-        return x[:, 1:]
+        states = [x]
+        for block in islice(inner.encoder.layers, self.used_blocks[-1]):
+            states.append(block(states[-1], attention_mask=None))
+        used = [states[index][:, 1:] for index in self.used_blocks]
+        return used[0] if len(used) == 1 else torch.cat(used, dim=-1)
 
 
 class TimmTower(nn.Module):

@@ -69,7 +69,7 @@ def identity_of(vision: VisionConfig, weights: Mapping[str, NDArray[np.float32]]
     for name in sorted(name for name in weights if not name.startswith(PROJECTOR_PREFIX)):
         digest.update(name.encode())
         digest.update(np.ascontiguousarray(weights[name]).tobytes())
-    return CacheIdentity(digest.hexdigest(), aspect, vision.image_size, vision.n_patches, vision.width)
+    return CacheIdentity(digest.hexdigest(), aspect, vision.image_size, vision.n_patches, vision.feature_width)
 
 
 def load_tower(checkpoint: Checkpoint) -> nn.Module:

@@ -138,7 +138,7 @@ def _untrained_projector(
     assert config.projector is not None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = build_projector(config.projector, vision.width, language.n_embd)
+        module = build_projector(config.projector, vision.feature_width, language.n_embd)
     return {f'{PROJECTOR_PREFIX}{name}': value.numpy() for name, value in module.state_dict().items()}
 
 

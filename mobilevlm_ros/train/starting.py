@@ -192,7 +192,7 @@ def _new_projector(shapes: ModelConfig, seed: int) -> dict[str, NDArray[np.float
         raise CheckpointKindError(f'{shapes.name} is a language model alone: it has no projector')
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = build_projector(shapes.projector, shapes.vision.width, shapes.language.n_embd)
+        module = build_projector(shapes.projector, shapes.vision.feature_width, shapes.language.n_embd)
     return {PROJECTOR_PREFIX + name: value.detach().numpy() for name, value in module.state_dict().items()}
 
 

@@ -123,7 +123,7 @@ def test_the_vision_engine_is_close_to_the_weights_before_quantisation(
     nano_workshop: NanoWorkshop, tmp_path: Path
 ) -> None:
     bundle = nano_workshop.build()
-    tiny_models.write_vision(tmp_path / 'exact.onnx')
+    tiny_models.write_vision(tmp_path / 'exact.onnx', tiny_nano.SHAPE)
     pixels = np.random.default_rng(0).normal(size=(1, 3, 32, 32)).astype(np.float32)
 
     built = OnnxRuntimeVision(bundle.vision_path, 1).encode(pixels, CancelToken())
@@ -221,7 +221,7 @@ def test_a_projector_of_another_scale_is_refused(nano_workshop: NanoWorkshop) ->
             tensors[name] = 2 * tensors[name]
     save_file(tensors, nano_workshop.projector_path)
 
-    with pytest.raises(ParityError, match=r'visual tokens: cosine 1\.0+, expected 0\.99999 \(scale 2\.0000'):
+    with pytest.raises(ParityError, match=r'visual tokens: cosine 1\.0+, expected 0\.99999 \(scale 2\.000'):
         nano_workshop.build()
 
 
@@ -464,10 +464,12 @@ def test_the_shipped_manifest_describes_a_bundle() -> None:
         assert len(bytes.fromhex(manifest[part]['sha256'])) == 32
         assert manifest[part]['package'].count('==') == 1
     projector = load_file(shared_file('models/nano') / manifest['projector']['file'])
-    width, n_embd = manifest['vision']['width'], manifest['language']['n_embd']
+    n_used = 1 + len(manifest['vision']['also_layers'])
+    width, n_embd = n_used * manifest['vision']['width'], manifest['language']['n_embd']
     assert projector['model.mm_projector.mlp.mlp.0.weight'].shape == (n_embd, width)
     assert projector['model.mm_projector.peg.peg.0.weight'].shape == (n_embd, 1, 3, 3)
-    assert (manifest['vision']['n_blocks'], manifest['vision']['select_layer']) == (12, -2)
+    vision = manifest['vision']
+    assert (vision['n_blocks'], vision['also_layers'], vision['select_layer']) == (12, [-12], -2)
     # SmolLM2-135M: 30 layers, 3 heads of 64 for keys and for values, two bytes each.
     assert manifest['language']['kv_bytes_per_token'] == 30 * 3 * 64 * 2 * 2
     assert 'MobileVLM' not in json.dumps(manifest['name'])
@@ -482,7 +484,7 @@ def test_the_shipped_record_belongs_to_the_shipped_manifest() -> None:
     grid = vision['image_size'] // vision['patch_size']
     assert len(reference.images) == 3
     assert reference.images[0].features is not None
-    assert reference.images[0].features.shape == (grid**2, vision['width'])
+    assert reference.images[0].features.shape == (grid**2, (1 + len(vision['also_layers'])) * vision['width'])
     for image in reference.images:
         assert image.resized_chw.shape == (3, vision['image_size'], vision['image_size'])
         assert image.visual_tokens.shape[1] == manifest['language']['n_embd']

@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -274,6 +275,7 @@ def test_names_shapes_and_types_are_the_legacy_ones(tmp_path: Path) -> None:
         (model_config('mlp3x_gelu'), 'no projector mlp3x_gelu'),
         (model_config('pw2_dw1_dws2'), 'no projector pw2_dw1_dws2'),
         (model_config(vision=VisionConfig('b16', image_size=224, patch_size=16)), r'14 patches a side.* for 24 only'),
+        (model_config(vision=replace(VISION, also_layers=(-3,))), 'after blocks .* side by side; llama'),
         (model_config(vision=VisionConfig('swin', kind='timm', select_layer=-1)), 'swin is none of CLIP'),
     ],
 )

@@ -383,6 +383,21 @@ def test_logits_of_another_scale_are_seen(
     assert stages['greedy tokens'].worst == 1.0
 
 
+def test_what_all_logits_have_in_common_counts_for_nothing(
+    reference: Reference, weights: tiny_models.Weights, make_language: Callable[..., LlamaCppEngine]
+) -> None:
+    """It changes no probability. If it counted, a large one would bring every cosine near to 1."""
+
+    def lifted(image: ReferenceImage) -> tuple[ReferenceAnswer, ...]:
+        return tuple(replace(answer, logits=answer.logits + 1000) for answer in image.answers)
+
+    other = make_language({'lm_head.weight': np.roll(weights['lm_head.weight'], 1, axis=0)})
+    with_offset = changed(reference, answers=lifted)
+
+    assert languages(with_offset, Vision(reference), make_language({}), V1)['logits'].passed
+    assert languages(with_offset, Vision(reference), other, V1)['logits'].worst < 0.5
+
+
 @pytest.mark.parametrize('other', [TEMPLATES['plain'](), TEMPLATES['v1']('Be brief.')], ids=['plain', 'system'])
 def test_another_template_is_seen_in_the_prompt(
     reference: Reference, language: LlamaCppEngine, other: PromptTemplate

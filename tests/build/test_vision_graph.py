@@ -59,6 +59,8 @@ def encode(path: Path, image: NDArray[np.float32]) -> NDArray[np.float32]:
         {},
         {'select_layer': -1},
         {'select_layer': -4},
+        {'also_layers': (-3,)},
+        {'also_layers': (-4, -3), 'select_layer': -1},
         {'activation': 'gelu', 'layer_norm_eps': 1e-3},
         {'image_size': 56, 'patch_size': 14, 'n_heads': 2},
         {'image_size': 64, 'patch_size': 16, 'width': 24, 'n_heads': 3, 'mlp_width': 40},

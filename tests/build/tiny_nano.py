@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from mobilevlm_ros.build.vocabulary import Vocabulary
 from mobilevlm_ros.model.config import LanguageConfig
 from mobilevlm_ros.runtime.bundle import Bundle, sha256_of
 
-SHAPE = tiny_models.TINY_VISION
+SHAPE = replace(tiny_models.TINY_VISION, also_layers=(-4,))
 WORDS = ('user', 'assistant', 'picture', 'Ġpicture', 'Ġthe', 'Ġperson', 'What', 'Ġword')
 SPECIALS = ('<|endoftext|>', '<|im_start|>', '<|im_end|>')
 RANK = 4
@@ -107,7 +108,7 @@ def write_adapter(path: Path, seed: int = 4) -> None:
 
 def write_projector(path: Path, seed: int = 0) -> None:
     """The projector of a seed."""
-    weights = tiny_models.vision_weights(seed=seed)
+    weights = tiny_models.vision_weights(SHAPE, seed=seed)
     save_file({name: value for name, value in weights.items() if name.startswith('model.mm_projector.')}, path)
 
 
@@ -129,7 +130,7 @@ def write_all(root: Path) -> None:
     packages, models, images = root / 'packages', root / 'models' / 'nano', root / 'models' / 'calibration'
     for folder in (packages, models, images):
         folder.mkdir(parents=True)
-    write_quantized_tower(root / 'tower.onnx', tiny_models.vision_weights())
+    write_quantized_tower(root / 'tower.onnx', tiny_models.vision_weights(SHAPE))
     write_language(root / 'language.gguf')
     write_projector(models / 'projector.safetensors')
     write_adapter(models / 'adapter.gguf')
@@ -144,6 +145,7 @@ def write_all(root: Path) -> None:
         'vision': {
             **write_package(packages, 'tiny_eyes', 'tiny_eyes/tower.onnx', (root / 'tower.onnx').read_bytes()),
             **{size: getattr(SHAPE, size) for size in sizes},
+            'also_layers': list(SHAPE.also_layers),
             'aspect': 'pad',
         },
         'projector': {'file': 'projector.safetensors', 'type': 'ldpnetv2'},

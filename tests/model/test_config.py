@@ -80,6 +80,12 @@ def test_squeeze_is_the_multiple_of_8_nearest_to_a_quarter(width: int, squeezed:
         ({'select_layer': -26}, 'select_layer must be between -25 and -1, found -26'),
         ({'class_token': False}, 'class_token must be true'),
         ({'kind': 'timm'}, 'select_layer of a timm tower must be -1, found -2'),
+        ({'also_layers': (-2,)}, 'from -25 to before select_layer -2, found [-2]'),
+        ({'also_layers': (-1,)}, 'from -25 to before select_layer -2, found [-1]'),
+        ({'also_layers': (-26,)}, 'from -25 to before select_layer -2, found [-26]'),
+        ({'also_layers': (-5, -5)}, 'also_layers must be ascending'),
+        ({'also_layers': (-3, -5)}, 'also_layers must be ascending'),
+        ({'kind': 'timm', 'select_layer': -1, 'also_layers': (-2,)}, 'of a timm tower must be none, found [-2]'),
     ],
 )
 def test_a_tower_that_cannot_be_is_refused(change: dict[str, object], message: str) -> None:
@@ -121,3 +127,12 @@ def test_ldpv2_needs_an_even_grid() -> None:
 def test_blocks_that_run_are_counted_as_transformers_counts_hidden_states(select_layer: int) -> None:
     # hidden_states has the input of the first block, then the output of each of 24.
     assert replace(CLIP, select_layer=select_layer).n_run_blocks == range(25)[select_layer]
+
+
+def test_features_of_several_blocks_lie_side_by_side() -> None:
+    tower = replace(CLIP, also_layers=(-25, -24, -10))
+
+    assert tower.used_blocks == (0, 1, 15, 23)
+    assert tower.n_run_blocks == 23
+    assert (tower.width, tower.feature_width) == (1024, 4096)
+    assert (CLIP.used_blocks, CLIP.feature_width) == ((23,), 1024)

@@ -174,6 +174,14 @@ def test_an_unknown_name_is_told_the_known_ones(name: str) -> None:
 # -- what is refused ----------------------------------------------------------------------------------------------
 
 
+def test_earlier_layers_are_a_list_of_any_length(write: Any) -> None:
+    write(GOOD | {'vision': GOOD['vision'] | {'also_layers': [-12, -5]}})
+
+    vision = read_manifest('mine').vision
+    assert vision is not None
+    assert vision.also_layers == (-12, -5)
+
+
 def test_what_is_not_said_has_its_default(write: Any) -> None:
     write(GOOD)
 
@@ -197,6 +205,9 @@ def test_what_is_not_said_has_its_default(write: Any) -> None:
         ('vision.kind', 'siglip', "vision.kind is 'siglip', expected one of clip, timm"),
         ('vision.mean', [1, 2], r'vision.mean is [1, 2], expected a list of 3 numbers'),
         ('vision.mean', [1, 2, 'x'], "vision.mean is 'x', expected a number"),
+        ('vision.also_layers', -3, 'vision.also_layers is -3, expected a list'),
+        ('vision.also_layers', [-5, '-3'], "vision.also_layers is '-3', expected a whole number"),
+        ('vision.also_layers', [-1], 'vision: also_layers must be ascending'),
         ('vision.image_size', 225, 'vision: image_size 225 is no multiple'),
         ('vision', None, 'vision should be a mapping, found None'),
         ('projector.type', 'qformer', "projector: unknown projector 'qformer'"),

@@ -89,6 +89,20 @@ def test_what_was_written_is_read_back(
     assert [path.name for path in tmp_path.iterdir()] == ['out']
 
 
+def test_a_model_with_features_of_several_blocks_is_read_back(tmp_path: Path, tokenizer: Path) -> None:
+    assert MODEL.vision is not None
+    model = replace(MODEL, vision=replace(MODEL.vision, also_layers=(-4, -3)))
+    values = tiny_checkpoints.random_tensors(model)
+
+    out = write_checkpoint(tmp_path / 'out', model, values, tokenizer)
+
+    fields = json.loads((out / 'config.json').read_text())
+    assert fields['mm_vision_select_layer'] == [-4, -3, -2]
+    assert fields['mm_hidden_size'] == 3 * model.vision.width
+    with open_checkpoint(out) as checkpoint:
+        assert checkpoint.config == replace(model, name='out')
+
+
 def test_torch_reads_the_archive_in_each_of_its_ways(tmp_path: Path, tokenizer: Path, tensors: Any) -> None:
     path = write_checkpoint(tmp_path / 'out', MODEL, tensors, tokenizer, dtype='fp32') / 'pytorch_model.bin'
 

@@ -44,6 +44,17 @@ def test_features_are_the_selected_hidden_state_without_the_class_token(select_l
     torch.testing.assert_close(tower(pixels()), expected)
 
 
+@pytest.mark.parametrize('also_layers', [(-4,), (-3,), (-4, -3)])
+def test_features_of_earlier_blocks_come_before_the_selected_ones(also_layers: tuple[int, ...]) -> None:
+    tower = build_tower(replace(TINY, also_layers=also_layers)).eval()
+    whole = CLIPVisionModel(clip_config(TINY)).eval()
+    getattr(whole, 'vision_model', whole).load_state_dict(tower.get_submodule('vision_model').state_dict())
+
+    states = whole(pixels(), output_hidden_states=True).hidden_states
+    expected = torch.cat([states[layer][:, 1:] for layer in (*also_layers, -2)], dim=-1)
+    torch.testing.assert_close(tower(pixels()), expected)
+
+
 def test_the_last_block_and_the_last_norm_are_there_but_do_not_run() -> None:
     tower = build_tower(TINY).eval()
     expected = tower(pixels())

@@ -32,13 +32,14 @@ from mobilevlm_ros.train.features import (
 LANGUAGE = LanguageConfig(n_vocab=300, n_embd=16, n_layers=1, n_heads=2, n_kv_heads=2, n_ff=16, n_ctx=64)
 
 
-@pytest.fixture(scope='module')
-def tower(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, CacheIdentity]:
-    """A tiny tower out of a checkpoint."""
-    config = ModelConfig('tiny', LANGUAGE, TINY_VISION, TINY_PROJECTOR)
+@pytest.fixture(scope='module', params=[(), (-4,)], ids=['one block', 'two blocks'])
+def tower(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, CacheIdentity]:
+    """A tiny tower out of a checkpoint, with features of one or two of its blocks."""
+    vision = replace(TINY_VISION, also_layers=request.param)
+    config = ModelConfig('tiny', LANGUAGE, vision, TINY_PROJECTOR)
     folder = init_random(config, tmp_path_factory.mktemp('tower') / 'tiny', dtype='fp32')
     with open_checkpoint(folder) as checkpoint:
-        return load_tower(checkpoint), identity_of(TINY_VISION, checkpoint.vision_weights, 'pad')
+        return load_tower(checkpoint), identity_of(vision, checkpoint.vision_weights, 'pad')
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def test_the_reader_gives_what_training_takes(
     again = pickle.loads(pickle.dumps(reader))
 
     assert reader.kind == 'features'
-    assert reader(images[0]).shape == reader.blank().shape == (16, 32)
+    assert reader(images[0]).shape == reader.blank().shape == (16, tower[1].width)
     assert reader(images[0]).dtype == torch.float32
     assert torch.equal(again(images[1]), reader(images[1]))
 

@@ -354,6 +354,21 @@ def test_the_files_are_data_that_training_reads(
         assert any(cells_of(one, 4, 'pad').shares.any() for one in pictures)
 
 
+def test_each_picture_to_learn_from_has_a_second_dialogue_about_single_things(
+    tmp_path: Path, materials: tuple[Materials, Materials], photos: list[Photo]
+) -> None:
+    made = generate(tmp_path, materials, photos, PLAN, 'terms')
+
+    train, held_out = (json.loads((tmp_path / f'{split}.json').read_text()) for split in ('train', 'held_out'))
+    bound = {one['id']: one for one in train if one['id'].endswith('-bound')}
+    assert bound
+    assert not any(one['id'].endswith('-bound') for one in held_out)
+    assert {one['id'] for one in train} >= {name.removesuffix('-bound') for name in bound}
+    kinds = {kind for one in bound.values() for kind in one['kinds']}
+    assert kinds <= {'colour', 'colour_yesno', 'choice', 'place', 'place_yesno', 'naming'}
+    assert made['train']['questions'] == sum(len(one['kinds']) for one in train)
+
+
 def test_an_interrupted_run_goes_on_to_the_same_files(
     tmp_path: Path, materials: tuple[Materials, Materials], photos: list[Photo]
 ) -> None:

@@ -1,8 +1,9 @@
 """Writes nano's data: JPEG pictures, dialogues in LLaVA's format, the terms of what they are made of, and a summary.
 
 Picture ``i`` is a function of the seed, the split and ``i`` alone. Each is noted in a journal when it is whole on the
-disk, so that a run that was interrupted goes on after the last one. ``train.json`` has several questions a picture,
-``held_out.json`` questions about objects, backgrounds and photos that training never sees;
+disk, so that a run that was interrupted goes on after the last one. ``train.json`` has two dialogues a picture: several
+questions of all kinds, and as many that one thing of it answers (``binding.py``);
+``held_out.json`` has questions about objects, backgrounds and photos that training never sees;
 ``regions.json`` and ``held_out_regions.json`` say where in the picture the things are. Paths in them are relative to
 ``images/`` and ``regions/``.
 """
@@ -22,6 +23,7 @@ import numpy as np
 from PIL import Image
 
 from mobilevlm_ros.errors import DatasetError
+from mobilevlm_ros.train.nano_data.binding import binding_questions
 from mobilevlm_ros.train.nano_data.cutouts import Materials
 from mobilevlm_ros.train.nano_data.photos import Photo, photo_view
 from mobilevlm_ros.train.nano_data.questions import Asked, caption_of, describe, questions_about
@@ -32,6 +34,8 @@ from mobilevlm_ros.train.regions import save_map
 __all__ = ['Plan', 'generate', 'summary']
 
 _JOURNAL = 'journal.jsonl'
+_FORMAT = 2
+"""Of the journal's entries."""
 _QUALITY = 92
 _PHOTO_SHARE = 0.5
 """Of the pictures of a split, how many are views of real photos."""
@@ -42,6 +46,7 @@ _DESCRIBED_SHARE = 0.15
 _PERSON_WEIGHT = 6
 """How much more often than another noun a person is asked about where there is none."""
 
+_DIALOGUES = {'train': ('asked', 'bound'), 'held_out': ('asked',)}
 _REGIONS = {'train': 'regions.json', 'held_out': 'held_out_regions.json'}
 
 OnProgress = Callable[[int, int], None]
@@ -64,7 +69,7 @@ class Plan:
 
     def identity(self, content: str) -> str:
         """What must be the same for a run to be gone on with."""
-        described = json.dumps([self.side, self.questions, self.seed, content])
+        described = json.dumps([_FORMAT, self.side, self.questions, self.seed, content])
         return hashlib.sha256(described.encode()).hexdigest()
 
 
@@ -119,7 +124,7 @@ def _make(
     if photos and rng.random() < _PHOTO_SHARE:
         (photo,) = rng.choices(photos, weights=_rarities(photos))
         view = photo_view(photo, rng)
-        image, things, regions = view.image, view.things, view.regions
+        image, things, regions, background = view.image, view.things, view.regions, None
         place, source, complete = photo.place, photo.source, False
         asked = questions_about(
             things, vocabulary, rng, place=place, unsure=view.unsure, counted=False, most=plan.questions
@@ -130,6 +135,8 @@ def _make(
         complete = True
         background = clear_colour(np.asarray(image)[regions == 0], _FEWEST_PIXELS)
         asked = questions_about(things, vocabulary, rng, place=place, background=background, most=plan.questions)
+    own = random.Random(f'{plan.seed} {key} binding')
+    bound = binding_questions(things, own, complete=complete, background=background, most=plan.questions)
     caption, request = caption_of(things, place, complete=complete), describe(rng)
     if caption and rng.random() < _DESCRIBED_SHARE:
         asked.append(Asked('caption', request, caption))
@@ -144,6 +151,7 @@ def _make(
         'image': name,
         'source': source,
         'asked': [[one.kind, one.question, one.answer] for one in asked],
+        'bound': [[one.kind, one.question, one.answer] for one in bound],
         'regions': where,
         'things': [[thing.noun, thing.colour] for thing in things],
         'place': place,
@@ -186,7 +194,8 @@ def _write(out: Path, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     for split in ('train', 'held_out'):
         chosen = [entry for entry in entries if entry['split'] == split]
-        store(f'{split}.json', [_record(entry) for entry in chosen if entry['asked']])
+        dialogues = _DIALOGUES[split]
+        store(f'{split}.json', [_record(entry, which) for which in dialogues for entry in chosen if entry[which]])
         grounded = ('id', 'image', 'regions', 'things', 'place')
         places = [{key: entry[key] for key in grounded} for entry in chosen]
         for one in places:
@@ -197,12 +206,12 @@ def _write(out: Path, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _record(entry: dict[str, Any]) -> dict[str, Any]:
+def _record(entry: dict[str, Any], which: str) -> dict[str, Any]:
     """One dialogue; ``kinds`` names the kind of each question, in order."""
-    asked = [Asked(*one) for one in entry['asked']]
+    asked = [Asked(*one) for one in entry[which]]
     turns = _turns([(one.question, one.answer) for one in asked])
     return {
-        'id': entry['id'],
+        'id': entry['id'] if which == 'asked' else f'{entry["id"]}-{which}',
         'image': Path(entry['image']).name,
         'conversations': turns,
         'kinds': [one.kind for one in asked],
@@ -224,7 +233,7 @@ def summary(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for split in ('train', 'held_out'):
         chosen = [entry for entry in entries if entry['split'] == split]
-        asked = [one for entry in chosen for one in entry['asked']]
+        asked = [one for entry in chosen for which in _DIALOGUES[split] for one in entry[which]]
         found[split] = {
             'images': len(chosen),
             'photos': sum(entry['source'] != 'composed' for entry in chosen),

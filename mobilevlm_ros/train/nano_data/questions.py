@@ -28,7 +28,17 @@ from mobilevlm_ros.train.nano_data.words import (
 )
 from mobilevlm_ros.train.pixel_colours import COLOURS
 
-__all__ = ['Asked', 'caption_of', 'describe', 'questions_about']
+__all__ = [
+    'Asked',
+    'caption_of',
+    'describe',
+    'far_apart',
+    'left_or_right_of',
+    'on_the_sides',
+    'questions_about',
+    'which_colour',
+    'which_side',
+]
 
 _NUMBERS = ('no', 'one', 'two', 'three', 'four', 'five', 'six')
 _EXISTS = (
@@ -83,9 +93,9 @@ def questions_about(
     for thing in things:
         if counts[thing.noun] == 1:
             called = _called(thing.noun, counts, rng)
-            asked += _colour(called, thing.colour, rng) + _side(called, thing, rng)
+            asked += which_colour(called, thing.colour, rng) + which_side(called, thing, rng)
     if background:
-        asked += _colour('background', background, rng)[:1]
+        asked += which_colour('background', background, rng)[:1]
     asked += _beside([thing for thing in things if counts[thing.noun] == 1], rng)
     if counted:
         asked += _counting(counts, absent, rng)
@@ -224,12 +234,19 @@ def _naming(things: Sequence[Thing], counts: Counter[str], absent: list[str], rn
     by_area = sorted(things, key=lambda thing: thing.area, reverse=True)
     if by_area[0].area > 1.8 * by_area[1].area and by_area[0].noun != by_area[1].noun:
         asked.append(_short('naming', rng.choice(_MAIN), by_area[0].noun))
+    asked += on_the_sides(things)
+    answer = rng.choice(sorted(counts))
+    asked.append(_choice('choice', 'Which one do you see?', [answer, *absent[: rng.randint(1, 3)]], answer, rng))
+    return asked
+
+
+def on_the_sides(things: Sequence[Thing]) -> list[Asked]:
+    """What is on a side, where nothing else is."""
+    asked = []
     for side in ('left', 'right'):
         there = {thing.noun for thing in things if (thing.x < 0.5) == (side == 'left')}
         if len(there) == 1 and all(_column(thing) == side for thing in things if thing.noun in there):
             asked.append(_short('naming', f'What is on the {side}?', there.pop()))
-    answer = rng.choice(sorted(counts))
-    asked.append(_choice('choice', 'Which one do you see?', [answer, *absent[: rng.randint(1, 3)]], answer, rng))
     return asked
 
 
@@ -270,18 +287,27 @@ def _scene(place: str, rng: random.Random) -> list[Asked]:
     return asked
 
 
+def far_apart(things: Sequence[Thing]) -> list[tuple[Thing, Thing]]:
+    """Pairs, in both orders, of which one is clearly on the left of the other."""
+    return [(one, other) for one in things for other in things if abs(one.x - other.x) > 2 * _CLEAR_SIDE]
+
+
 def _beside(things: Sequence[Thing], rng: random.Random) -> list[Asked]:
-    """Which of two is on the left."""
-    pairs = [(one, other) for one in things for other in things if abs(one.x - other.x) > 2 * _CLEAR_SIDE]
+    pairs = far_apart(things)
     if not pairs or rng.random() < 0.4:
         return []
-    one, other = rng.choice(pairs)
+    return [left_or_right_of(*rng.choice(pairs), rng)]
+
+
+def left_or_right_of(one: Thing, other: Thing, rng: random.Random) -> Asked:
+    """On which side of the other it is."""
     verb = 'Are' if one.noun in PLURAL_ONLY else 'Is'
     question = f'{verb} the {one.noun} to the left or to the right of the {other.noun}?'
-    return [_choice('place', question, ['left', 'right'], 'left' if one.x < other.x else 'right', rng)]
+    return _choice('place', question, ['left', 'right'], 'left' if one.x < other.x else 'right', rng)
 
 
-def _colour(noun: str, colour: str | None, rng: random.Random) -> list[Asked]:
+def which_colour(noun: str, colour: str | None, rng: random.Random) -> list[Asked]:
+    """Its colour, and whether it is one, or which of two; nothing if it has no clear one."""
     if colour is None:
         return []
     verb = 'are' if noun in PLURAL_ONLY else 'is'
@@ -297,7 +323,8 @@ def _colour(noun: str, colour: str | None, rng: random.Random) -> list[Asked]:
     return [_short('colour', first, colour), second]
 
 
-def _side(noun: str, thing: Thing, rng: random.Random) -> list[Asked]:
+def which_side(noun: str, thing: Thing, rng: random.Random) -> list[Asked]:
+    """Where in the picture it is, as far as that is clear."""
     verb = 'are' if noun in PLURAL_ONLY else 'is'
     column, asked = _column(thing), []
     if column in ('left', 'right'):
