@@ -1,4 +1,4 @@
-"""Made-up packages of nano's data: a few stamps, furniture icons, wallpapers and photos, drawn in milliseconds."""
+"""Made-up sources of nano's data: things, and packages of stamps, furniture icons, wallpapers and photos."""
 
 from __future__ import annotations
 
@@ -8,9 +8,21 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
+from mobilevlm_ros.train.nano_data.scenes import Thing
+from mobilevlm_ros.train.pixel_colours import COLOURS
+
 RED, BLUE = (205, 25, 25), (35, 80, 205)
+
+
+def some_things(most: int) -> st.SearchStrategy[list[Thing]]:
+    """What may be in a picture, several of a kind among it."""
+    nouns = st.sampled_from(['chair', 'car', 'dog', 'cup', 'man', 'scissors'])
+    share = st.floats(0, 1)
+    thing = st.builds(Thing, nouns, st.sampled_from([None, *COLOURS]), share, share, st.floats(0.01, 0.9))
+    return st.lists(thing, max_size=most)
 
 
 def cutout_png(colour: tuple[int, int, int] = RED, side: int = 40) -> bytes:
