@@ -28,7 +28,7 @@ from mobilevlm_ros.errors import (
     CheckpointMissingError,
     CheckpointShapeError,
 )
-from mobilevlm_ros.model.config import ModelConfig
+from mobilevlm_ros.model.config import OF_USE, ModelConfig
 from mobilevlm_ros.model.layout import PROJECTOR_PREFIX, TOWER_PREFIX, expected_tensors, is_junk
 from mobilevlm_ros.model.published_config import CONFIG, read_clip_config, read_model_config
 from mobilevlm_ros.model.tensor_files import StoredTensor, open_tensor_file, open_weights
@@ -181,7 +181,7 @@ def open_parts(language: Path, vision: Path, projector: Path, config: ModelConfi
     # Lengths of context and details of rotary positions are the language model's own.
     if replace(found.language, n_ctx=config.language.n_ctx) != config.language:
         raise CheckpointShapeError(f'{language} is {found.language}; {config.name} has {config.language}')
-    told = {name: getattr(config.vision, name) for name in ('name', 'select_layer', 'also_layers')}
+    told = {name: getattr(config.vision, name) for name in OF_USE}
     tower = replace(read_clip_config(vision), **told)
     if replace(tower, mean=config.vision.mean, std=config.vision.std) != config.vision:
         raise CheckpointShapeError(f'{vision} is {tower}; {config.name} has {config.vision}')

@@ -14,7 +14,7 @@ from typing import Literal
 from mobilevlm_ros.errors import SettingsError
 from mobilevlm_ros.runtime.preprocess import CLIP_MEAN, CLIP_STD
 
-__all__ = ['LanguageConfig', 'ModelConfig', 'ProjectorConfig', 'VisionConfig', 'squeeze_width']
+__all__ = ['OF_USE', 'LanguageConfig', 'ModelConfig', 'ProjectorConfig', 'VisionConfig', 'squeeze_width']
 
 _LIGHT = re.compile(r'pw(\d)_dw(\d)_dws(\d)\Z')
 _LIGHT_STRIDED_FIRST = re.compile(r'pw(\d)_dws(\d)_dw(\d)\Z')
@@ -25,6 +25,10 @@ def _check_positive(sizes: object, *names: str) -> None:
     for name in names:
         if getattr(sizes, name) < 1:
             raise SettingsError(f'{name} must be at least 1, found {getattr(sizes, name)}')
+
+
+OF_USE = ('name', 'select_layer', 'also_layers')
+"""What a model says of its tower; the other fields of ``VisionConfig`` are the tower's own."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from mobilevlm_ros.model.config import ModelConfig, ProjectorConfig, VisionConfig
+from mobilevlm_ros.model.config import OF_USE, ModelConfig, ProjectorConfig, VisionConfig
 from mobilevlm_ros.model.conversation import conversation_fields
 from mobilevlm_ros.model.published_config import CONFIG, OWN_TOWER_FIELD, known_tower
 
@@ -120,7 +120,7 @@ def _vision_fields(config: ModelConfig, vision: VisionConfig, projector: Project
     if projector.family == 'ldpv2':
         fields['mm_projector_lr'] = None  # the second version's training has this setting, the first's has not
     known = known_tower(vision.name)
-    told = {name: getattr(vision, name) for name in ('name', 'select_layer', 'also_layers')}
+    told = {name: getattr(vision, name) for name in OF_USE}
     if known is None or dataclasses.replace(known, **told) != vision:
         tower = dataclasses.asdict(vision)
         fields[OWN_TOWER_FIELD] = {name: tower[name] for name in tower if name not in told}
